@@ -157,8 +157,10 @@ variables! {
         those that name servers, folders and interpreters." {
         /// Writes generated pages such as this one instead of comparing them.
         UPDATE_DOCS = "FREESTONE_UPDATE_DOCS";
-        /// The URL of an S3 bucket or prefix for tests.
-        TEST_S3 = "FREESTONE_S3";
+        /// The URL of a bucket or prefix of an object store for tests.
+        TEST_STORE = "FREESTONE_STORE";
+        /// The URL of the same bucket or prefix for plain HTTP requests.
+        TEST_HTTP = "FREESTONE_HTTP";
         /// The folder with arrays that zarr-python and Xarray have written.
         TEST_INTEROP = "FREESTONE_INTEROP";
         /// The folder with repositories of Icechunk's Python package.

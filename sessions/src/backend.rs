@@ -5,6 +5,8 @@ use std::num::{NonZeroU16, NonZeroU64};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use freestone_engine::storage::aws;
+#[cfg(any(feature = "gcs", feature = "azure"))]
+use freestone_engine::storage::clouds;
 use icechunk::config::{CachingConfig, RepositoryConfig};
 use icechunk::config::{S3Credentials, S3StaticCredentials};
 use icechunk::storage::{ConcurrencySettings, S3Options, Settings, Storage};
@@ -13,7 +15,7 @@ use object_store::aws::{AwsCredential, S3ConditionalPut};
 use object_store::memory::InMemory;
 
 use crate::error::Error;
-use crate::location::Location;
+use crate::location::{Location, Service};
 use crate::repository::failed;
 use crate::runtime::wait;
 
@@ -91,38 +93,78 @@ pub(crate) fn storage(location: &Location, memory: Option<&Memory>) -> Result<Ba
         (Location::Local(path), _) => {
             wait(async move { Ok(icechunk::new_local_filesystem_storage(&path).await) })?
         }
-        (Location::S3 { bucket, prefix }, _) => {
-            // Other options come from the environment, like the credentials.
-            let flag = |name: &str| {
-                std::env::var(name).is_ok_and(|v| {
-                    ["1", "true", "yes", "on"].contains(&v.to_ascii_lowercase().as_str())
-                })
-            };
-            let options = S3Options::default()
-                .with_allow_http(flag("AWS_ALLOW_HTTP"))
-                .with_anonymous(flag("AWS_SKIP_SIGNATURE"));
-            let place = place.clone();
-            wait(async move {
-                let profile = if options.anonymous {
-                    None
-                } else {
-                    aws::profile_credentials().await.map_err(|e| failed(&place, "open", e))?
-                };
-                let (options, credentials) = profile
-                    .map_or((options.clone(), None), |profile| of_profile(options, &profile));
-                Ok(icechunk::new_s3_object_store_storage(
-                    options,
-                    bucket,
-                    Some(prefix),
-                    credentials,
-                    Vec::new(),
-                    Vec::new(),
-                )
-                .await)
-            })?
-        }
+        (Location::Bucket { service, bucket, prefix }, _) => match service {
+            Service::S3 => {
+                let place = place.clone();
+                wait(async move { s3_storage(&place, bucket, prefix).await })?
+            }
+            #[cfg(feature = "gcs")]
+            Service::GoogleCloud => icechunk::storage::new_gcs_storage(
+                bucket,
+                Some(prefix),
+                None,
+                None,
+                Vec::new(),
+                Vec::new(),
+            ),
+            #[cfg(feature = "azure")]
+            Service::Azure => {
+                let account = azure_account().map_err(|e| failed(&place, "open", e))?;
+                wait(async move {
+                    let made = icechunk::storage::new_azure_blob_storage(
+                        account,
+                        bucket,
+                        Some(prefix),
+                        None,
+                        None,
+                    );
+                    Ok(made.await)
+                })?
+            }
+        },
     };
     made.map_err(|e| failed(&place, "open", e.kind))
+}
+
+type Made = Result<Backend, icechunk::storage::StorageError>;
+
+async fn s3_storage(place: &str, bucket: String, prefix: String) -> Result<Made, Error> {
+    // Other options come from the environment, like the credentials.
+    let flag = |name: &str| {
+        std::env::var(name)
+            .is_ok_and(|v| ["1", "true", "yes", "on"].contains(&v.to_ascii_lowercase().as_str()))
+    };
+    let options = S3Options::default()
+        .with_allow_http(flag("AWS_ALLOW_HTTP"))
+        .with_anonymous(flag("AWS_SKIP_SIGNATURE"));
+    let profile = if options.anonymous {
+        None
+    } else {
+        aws::profile_credentials().await.map_err(|e| failed(place, "open", e))?
+    };
+    let (options, credentials) =
+        profile.map_or((options.clone(), None), |profile| of_profile(options, &profile));
+    let made = icechunk::new_s3_object_store_storage(
+        options,
+        bucket,
+        Some(prefix),
+        credentials,
+        Vec::new(),
+        Vec::new(),
+    );
+    Ok(made.await)
+}
+
+/// Returns the account that the environment names. Icechunk takes it as an argument only.
+#[cfg(feature = "azure")]
+fn azure_account() -> Result<String, object_store::Error> {
+    use object_store::azure::AzureConfigKey;
+    let builder = clouds::azure_container("freestone");
+    if let Some(account) = builder.get_config_value(&AzureConfigKey::AccountName) {
+        return Ok(account);
+    }
+    // The emulator has one account; without the emulator, this reports the missing name.
+    builder.build().map(|_| "devstoreaccount1".to_owned())
 }
 
 /// Returns a profile's credentials for Icechunk. Icechunk does not support renewed credentials, and
@@ -160,11 +202,21 @@ pub(crate) fn states(
             object_store::local::LocalFileSystem::new_with_prefix(path)
                 .map_err(|e| failed(&place, "open", e))?,
         ),
-        (Location::S3 { bucket, .. }, _) => {
-            let built = aws::bucket(bucket)
-                .and_then(|b| b.with_conditional_put(S3ConditionalPut::ETagMatch).build());
-            Arc::new(built.map_err(|e| failed(&place, "open", e))?)
+        (Location::Bucket { service, bucket, .. }, _) => {
+            bucket_of(*service, bucket).map_err(|e| failed(&place, "open", e))?
         }
+    })
+}
+
+fn bucket_of(service: Service, name: &str) -> object_store::Result<Arc<dyn ObjectStore>> {
+    Ok(match service {
+        Service::S3 => {
+            Arc::new(aws::bucket(name)?.with_conditional_put(S3ConditionalPut::ETagMatch).build()?)
+        }
+        #[cfg(feature = "gcs")]
+        Service::GoogleCloud => Arc::new(clouds::google_bucket(name).build()?),
+        #[cfg(feature = "azure")]
+        Service::Azure => Arc::new(clouds::azure_container(name).build()?),
     })
 }
 

@@ -21,16 +21,57 @@ pub const SCHEME: &str = "icechunk+";
 pub(crate) enum Location {
     /// In a directory.
     Local(PathBuf),
-    /// Below a prefix of an S3 bucket.
-    S3 { bucket: String, prefix: String },
+    /// Below a prefix of a bucket of an object store.
+    Bucket { service: Service, bucket: String, prefix: String },
     /// In the memory of this process, under a name.
     Memory(String),
 }
 
+/// An object store that holds repositories.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Service {
+    S3,
+    #[cfg(feature = "gcs")]
+    GoogleCloud,
+    #[cfg(feature = "azure")]
+    Azure,
+}
+
+impl Service {
+    /// Returns the service of a scheme, or the feature that this build lacks for it.
+    fn of(scheme: &str) -> Option<Result<Service, &'static str>> {
+        Some(match scheme {
+            "s3" => Ok(Service::S3),
+            #[cfg(feature = "gcs")]
+            "gs" => Ok(Service::GoogleCloud),
+            #[cfg(not(feature = "gcs"))]
+            "gs" => Err("gcs"),
+            #[cfg(feature = "azure")]
+            "az" => Ok(Service::Azure),
+            #[cfg(not(feature = "azure"))]
+            "az" => Err("azure"),
+            _ => return None,
+        })
+    }
+
+    fn scheme(self) -> &'static str {
+        match self {
+            Service::S3 => "s3",
+            #[cfg(feature = "gcs")]
+            Service::GoogleCloud => "gs",
+            #[cfg(feature = "azure")]
+            Service::Azure => "az",
+        }
+    }
+}
+
 impl Location {
-    /// Parses a path, `file://PATH`, `s3://BUCKET/PREFIX` or `memory://NAME`.
+    /// Parses a path, `file://PATH`, `memory://NAME`, or the URL of a prefix in a bucket:
+    /// `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX` or `az://CONTAINER/PREFIX`.
     pub(crate) fn parse(url: &str) -> Result<Location, Error> {
         let bad = |why: &str| Error::InvalidUrl { url: url.to_owned(), why: why.to_owned() };
+        let expected = "expected a path, memory://NAME, or s3://, gs:// or az:// with \
+            BUCKET/PREFIX";
         if url.contains(['#', '?']) {
             return Err(bad("`#` and `?` are not allowed"));
         }
@@ -41,13 +82,25 @@ impl Location {
             "file" => Ok(Location::Local(PathBuf::from(identity(rest, "")))),
             "memory" if rest.is_empty() => Err(bad("missing name")),
             "memory" => Ok(Location::Memory(rest.to_owned())),
-            "s3" => match rest.split_once('/') {
-                Some((bucket, prefix)) if !bucket.is_empty() => {
-                    Ok(Location::S3 { bucket: bucket.to_owned(), prefix: prefix.to_owned() })
+            _ => {
+                let service = Service::of(scheme).ok_or_else(|| bad(expected))?;
+                let service = service.map_err(|feature| {
+                    bad(&format!(
+                        "this program was built without the feature `{feature}` (hint: build it \
+                            with `--features {feature}`)"
+                    ))
+                })?;
+                match rest.split_once('/') {
+                    Some((bucket, prefix)) if !bucket.is_empty() => Ok(Location::Bucket {
+                        service,
+                        bucket: bucket.to_owned(),
+                        prefix: prefix.to_owned(),
+                    }),
+                    _ => Err(bad(&format!(
+                        "expected a bucket and a prefix: {scheme}://BUCKET/PREFIX"
+                    ))),
                 }
-                _ => Err(bad("expected a bucket and a prefix: s3://BUCKET/PREFIX")),
-            },
-            _ => Err(bad("expected a path, s3://BUCKET/PREFIX or memory://NAME")),
+            }
         }
     }
 
@@ -55,7 +108,7 @@ impl Location {
     pub(crate) fn directory(&self) -> Option<&Path> {
         match self {
             Location::Local(path) => Some(path),
-            Location::S3 { .. } | Location::Memory(_) => None,
+            Location::Bucket { .. } | Location::Memory(_) => None,
         }
     }
 }
@@ -64,7 +117,9 @@ impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Location::Local(path) => write!(f, "file://{}", path.display()),
-            Location::S3 { bucket, prefix } => write!(f, "s3://{bucket}/{prefix}"),
+            Location::Bucket { service, bucket, prefix } => {
+                write!(f, "{}://{bucket}/{prefix}", service.scheme())
+            }
             Location::Memory(name) => write!(f, "memory://{name}"),
         }
     }
@@ -141,8 +196,20 @@ mod tests {
             assert_eq!(Location::parse(url).unwrap().to_string(), url);
         }
         assert_eq!(Location::parse("/a/b/").unwrap().to_string(), "file:///a/b");
-        for url in ["", "s3://bucket", "gopher://x/y", "memory://", "/a#b"] {
+        for url in ["", "s3://bucket", "gopher://x/y", "memory://", "/a#b", "gs://bucket"] {
             assert!(Location::parse(url).is_err(), "{url}");
+        }
+        for (url, feature, built) in [
+            ("gs://bucket/a", "gcs", cfg!(feature = "gcs")),
+            ("az://container/a", "azure", cfg!(feature = "azure")),
+        ] {
+            match Location::parse(url) {
+                Ok(location) => assert!(built && location.to_string() == url, "{url}"),
+                Err(error) => assert!(
+                    !built && error.to_string().contains(&format!("`--features {feature}`")),
+                    "{error}"
+                ),
+            }
         }
     }
 

@@ -32,10 +32,10 @@ pub(crate) struct Records {
 impl Records {
     pub(crate) fn new(backend: Arc<dyn ObjectStore>, location: &Location) -> Records {
         let prefix = match location {
-            Location::S3 { prefix, .. } => format!("{prefix}/{}", crate::FOLDER),
+            Location::Bucket { prefix, .. } => format!("{prefix}/{}", crate::FOLDER),
             Location::Local(_) | Location::Memory(_) => crate::FOLDER.to_owned(),
         };
-        let remote = matches!(location, Location::S3 { .. });
+        let remote = matches!(location, Location::Bucket { .. });
         Records { backend, place: format!("{location}/{}", crate::FOLDER), prefix, remote }
     }
 

@@ -24,7 +24,7 @@ use crate::version::{Format, Snapshot, Version};
 /// The branch that every repository has.
 pub const MAIN: &str = "main";
 
-/// A versioned store of arrays: in a directory, below a prefix of an S3 bucket, or in memory.
+/// A versioned store of arrays: in a directory, below a prefix of a bucket, or in memory.
 ///
 /// Clones are cheap and share the repository. Methods block until their requests are finished; they
 /// also work on the threads of an asynchronous runtime.
@@ -51,7 +51,8 @@ const MAKING_ATTEMPTS: u32 = 250;
 const MAKING_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 
 impl Repository {
-    /// Creates a repository at a path, `s3://BUCKET/PREFIX` or `memory://NAME`.
+    /// Creates a repository at a path, `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX` (feature `gcs`),
+    /// `az://CONTAINER/PREFIX` (feature `azure`) or `memory://NAME`.
     ///
     /// # Errors
     /// Returns [`Error::Exists`] or [`Error::Occupied`] if the location is not empty, and an error
@@ -94,10 +95,10 @@ impl Repository {
         Repository::create(&format!("memory://{}", crate::new_id()), Format::default())
     }
 
-    /// Opens the repository at a path, at `s3://BUCKET/PREFIX`, or at a `memory://NAME` of this
-    /// process.
+    /// Opens the repository at a path, at a URL that [`create`](Repository::create) accepts, or at
+    /// a `memory://NAME` of this process.
     ///
-    /// Credentials, region and endpoint of S3 come from the environment (`AWS_…`).
+    /// Credentials and endpoints come from the environment (`AWS_…`, `GOOGLE_…`, `AZURE_…`).
     ///
     /// # Errors
     /// Returns [`Error::NoRepository`] if there is none, and an error if storage fails.
@@ -164,7 +165,7 @@ impl Repository {
         let repository = Arc::new(repository);
         let objects = match &location {
             Location::Memory(_) => Objects::Memory(Arc::clone(repository.asset_manager())),
-            Location::Local(_) | Location::S3 { .. } => {
+            Location::Local(_) | Location::Bucket { .. } => {
                 Objects::Store(Stores::default().open(&url)?)
             }
         };

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use freestone::{RunOptions, Stores};
 use freestone_engine::events::{Event, Observer};
-use freestone_engine::storage::LocalStore;
+use freestone_engine::storage::{LocalStore, is_remote_url};
 use serde_json::json;
 
 use crate::faults::store::{FaultStore, Holds};
@@ -94,7 +94,9 @@ pub fn run(asked: &Asked) {
         slow: Duration::from_millis(asked.slow_ms),
     });
     let stores = Stores::default();
-    for (name, holds) in [("work", Holds::Work), ("results", Holds::Outputs)] {
+    // Moments other than a number of tasks need watched stores, which are folders.
+    let watched = [("work", Holds::Work), ("results", Holds::Outputs)];
+    for (name, holds) in watched.into_iter().filter(|_| !is_remote_url(&asked.folder)) {
         let inner = Arc::new(LocalStore::new(format!("{}/{name}", asked.folder)));
         let told = Arc::clone(&told);
         stores.insert(Arc::new(FaultStore::watched(inner, holds, move |action, key| {

@@ -26,7 +26,7 @@ pub fn without_room(spec: &Spec, planned: &Plan, slots: usize) -> Spec {
 /// A run with plain arrays as results.
 pub mod driver {
     use freestone::{DType, Plan, Spec, Target};
-    use freestone_engine::storage::{LocalStore, Store};
+    use freestone_engine::storage::{LocalStore, Store, is_remote_url};
     use serde::{Deserialize, Serialize};
 
     pub const SLOTS: usize = 2;
@@ -49,7 +49,7 @@ pub mod driver {
     /// What the child is asked to do.
     #[derive(Clone, Debug, Serialize, Deserialize)]
     pub struct Asked {
-        /// Where everything is.
+        /// Where everything is: a folder, or a prefix of an object store.
         pub folder: String,
         /// `threads`, `memory` or `processes`.
         pub on: String,
@@ -79,7 +79,12 @@ pub mod driver {
             Target::in_group(&columns.sum(0), &group, "sums"),
             Target::in_group(&zeros, &group, "zeros"),
         ];
-        let spec = super::spec_in(LocalStore::new(format!("{folder}/work")).url());
+        let work_dir = format!("{folder}/work");
+        let spec = if is_remote_url(&work_dir) {
+            super::spec_in(&work_dir)
+        } else {
+            super::spec_in(LocalStore::new(work_dir).url())
+        };
         let planned = freestone::plan(&targets, &spec).unwrap();
         let spec = if on == "memory" { spec } else { super::without_room(&spec, &planned, SLOTS) };
         (planned, spec)

@@ -15,6 +15,8 @@ pub mod aws;
 mod blosc;
 #[cfg(feature = "object-stores")]
 mod client;
+#[cfg(any(feature = "gcs", feature = "azure"))]
+pub mod clouds;
 pub mod codec;
 pub mod conformance;
 pub(crate) mod consolidated;

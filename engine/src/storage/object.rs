@@ -76,8 +76,7 @@ impl ObjectStore {
         if host.is_empty() {
             return Err(bad("missing bucket or host name".into()));
         }
-        let (connector, retries) =
-            (Connector { retry, system: system.clone() }, retry_config(&retry));
+        let connector = Connector { retry, system: system.clone() };
         let backend: Arc<dyn Backend> = match scheme {
             "s3" => Arc::new(
                 aws::bucket_with(host, connector)
@@ -86,19 +85,13 @@ impl ObjectStore {
             ),
             #[cfg(feature = "gcs")]
             "gs" => Arc::new(
-                object_store::gcp::GoogleCloudStorageBuilder::from_env()
-                    .with_retry(retries)
-                    .with_http_connector(connector)
-                    .with_bucket_name(host)
+                super::clouds::google_bucket_with(host, connector)
                     .build()
                     .map_err(|e| bad(e.to_string()))?,
             ),
             #[cfg(feature = "azure")]
             "az" => Arc::new(
-                object_store::azure::MicrosoftAzureBuilder::from_env()
-                    .with_retry(retries)
-                    .with_http_connector(connector)
-                    .with_container_name(host)
+                super::clouds::azure_container_with(host, connector)
                     .build()
                     .map_err(|e| bad(e.to_string()))?,
             ),
@@ -106,7 +99,7 @@ impl ObjectStore {
                 let options = ClientOptions::new().with_allow_http(scheme == "http");
                 Arc::new(
                     HttpBuilder::new()
-                        .with_retry(retries)
+                        .with_retry(retry_config(&retry))
                         .with_http_connector(connector)
                         .with_url(format!("{scheme}://{host}"))
                         .with_client_options(options)

@@ -53,6 +53,9 @@ pub struct StoreStats {
     pub lost_conditional: u64,
 }
 
+/// The conditions of puts: those of S3 and Azure, and that of Google Cloud Storage.
+const CONDITIONS: [&str; 3] = ["if-match", "if-none-match", "x-goog-if-generation-match"];
+
 /// The fault of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
@@ -208,7 +211,7 @@ async fn answer(
         Fault::None | Fault::Lose | Fault::LoseConditional => {}
     }
     let is_conditional = head.method == Method::PUT
-        && (head.headers.contains_key("if-match") || head.headers.contains_key("if-none-match"));
+        && CONDITIONS.iter().any(|name| head.headers.contains_key(*name));
     let response = forward(&shared, &upstream, Request::from_parts(head, Full::new(body))).await?;
     let is_conditional = is_conditional && response.status().is_success();
     if fault == Fault::Lose || (fault == Fault::LoseConditional && is_conditional) {

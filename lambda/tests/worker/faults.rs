@@ -114,7 +114,8 @@ fn lambda_a_run_survives_faults_of_function_and_storage() {
     variables.retain(|(name, _)| name != "AWS_ENDPOINT");
     variables.push(("AWS_ENDPOINT".into(), proxy.url()));
     let emulator = faulty_function(variables);
-    let root = format!("{}/faults-{}", std::env::var("FREESTONE_S3").unwrap(), std::process::id());
+    let root =
+        format!("{}/faults-{}", std::env::var("FREESTONE_STORE").unwrap(), std::process::id());
     // The client has its own environment, in which the proxy is the store.
     let client = test_client()
         .args(["commit", &emulator.url(), &root, &log, &N_TASKS.to_string()])

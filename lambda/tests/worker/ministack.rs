@@ -51,7 +51,7 @@ fn lambda_ministack_writes_the_same_bytes() {
 #[test]
 #[ignore = "needs ministack: .ci/run lambda"]
 fn lambda_ministack_writes_the_same_bytes_on_an_object_store() {
-    let root = std::env::var("FREESTONE_S3").unwrap() + "/second";
+    let root = std::env::var("FREESTONE_STORE").unwrap() + "/second";
     equivalence::check_same_bytes(&executor(&endpoint(), 4, 200), &root);
 }
 
@@ -65,7 +65,7 @@ fn lambda_ministack_makes_one_commit() {
 #[test]
 #[ignore = "needs ministack: .ci/run lambda"]
 fn lambda_ministack_makes_one_commit_on_an_object_store() {
-    let root = std::env::var("FREESTONE_S3").unwrap() + "/second-commit";
+    let root = std::env::var("FREESTONE_STORE").unwrap() + "/second-commit";
     equivalence::check_one_commit(&executor(&endpoint(), 4, 50), &root);
 }
 

@@ -110,7 +110,7 @@ fn lambda_plans_run_in_their_projected_memory() {
 #[test]
 #[ignore = "needs an S3 server: .ci/run lambda"]
 fn lambda_plans_run_on_an_object_store() {
-    let place = std::env::var("FREESTONE_S3").unwrap() + "/lambda";
+    let place = std::env::var("FREESTONE_STORE").unwrap() + "/lambda";
     let local = Place::new();
     let spec = local.spec_with(|s| s.work_dir = Some(format!("{place}/work")));
     let emulator = stock_function(|c| {

@@ -6,7 +6,7 @@ use freestone_sessions::{Format, MAIN, Repository, Version};
 
 use crate::support::{Place, bytes, create, info, read};
 
-/// Defines each case as a test in memory, in a directory and on S3.
+/// Defines each case as a test in memory, in a directory and in an object store.
 macro_rules! everywhere {
     ($($case:ident),* $(,)?) => {
         mod in_memory {
@@ -21,11 +21,11 @@ macro_rules! everywhere {
                 super::$case(&crate::support::Place::local());
             })*
         }
-        mod s3_server {
+        mod store_server {
             $(#[test]
-            #[ignore = "needs an S3 server: run by .ci/run"]
+            #[ignore = "needs an object store: run by .ci/run"]
             fn $case() {
-                super::$case(&crate::support::Place::s3(stringify!($case)));
+                super::$case(&crate::support::Place::store(stringify!($case)));
             })*
         }
     };

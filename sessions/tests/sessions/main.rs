@@ -1,4 +1,4 @@
-//! Tests of sessions in memory, in directories and on an S3 server.
+//! Tests of sessions in memory, in directories and in an object store.
 
 #![allow(
     clippy::unwrap_used,

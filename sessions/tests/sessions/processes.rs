@@ -50,7 +50,7 @@ fn s3_a_profile_opens_repositories() {
     )
     .unwrap();
     std::fs::set_permissions(&aws, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let url = Place::s3("profile").url("repository");
+    let url = Place::store("profile").url("repository");
     let mut command = another("make", &[&url]);
     command
         .env_remove("AWS_ACCESS_KEY_ID")
@@ -106,9 +106,9 @@ fn concurrent_commits_to_a_directory_all_succeed() {
 }
 
 #[test]
-#[ignore = "needs an S3 server: run by .ci/run"]
-fn s3_concurrent_commits_all_succeed() {
-    race_in(&Place::s3("race"));
+#[ignore = "needs an object store: run by .ci/run"]
+fn store_concurrent_commits_all_succeed() {
+    race_in(&Place::store("race"));
 }
 
 #[test]
@@ -180,9 +180,9 @@ fn eight_processes_join_and_one_is_restarted() {
 }
 
 #[test]
-#[ignore = "needs an S3 server: run by .ci/run"]
-fn s3_eight_processes_join_and_one_is_restarted() {
-    join_in(&Place::s3("join"));
+#[ignore = "needs an object store: run by .ci/run"]
+fn store_eight_processes_join_and_one_is_restarted() {
+    join_in(&Place::store("join"));
 }
 
 #[test]

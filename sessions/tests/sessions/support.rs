@@ -19,7 +19,7 @@ static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::ne
 enum Root {
     Memory(usize),
     Local(tempfile::TempDir),
-    S3(String),
+    Store(String),
 }
 
 impl Place {
@@ -31,11 +31,11 @@ impl Place {
         Place { root: Root::Local(tempfile::tempdir().unwrap()) }
     }
 
-    /// Returns a folder for each test below the prefix of `FREESTONE_S3`.
-    pub(crate) fn s3(test: &str) -> Place {
-        let root = std::env::var("FREESTONE_S3").expect("FREESTONE_S3 is set by .ci/run");
+    /// Returns a folder for each test below the prefix of `FREESTONE_STORE`.
+    pub(crate) fn store(test: &str) -> Place {
+        let root = std::env::var("FREESTONE_STORE").expect("FREESTONE_STORE is set by .ci/run");
         Place {
-            root: Root::S3(format!(
+            root: Root::Store(format!(
                 "{root}/sessions/{test}-{}-{:?}",
                 std::process::id(),
                 std::time::SystemTime::now()
@@ -50,7 +50,7 @@ impl Place {
         match &self.root {
             Root::Memory(id) => format!("memory://{name}-{id}"),
             Root::Local(folder) => folder.path().join(name).to_string_lossy().into_owned(),
-            Root::S3(root) => format!("{root}/{name}"),
+            Root::Store(root) => format!("{root}/{name}"),
         }
     }
 

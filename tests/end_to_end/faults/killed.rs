@@ -7,11 +7,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use freestone::{Plan, Serial};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::model::is_part;
 use super::verdict::same_files;
 use crate::scenarios::driver::{Asked, Moment, plan};
+use crate::suites::variable;
 use crate::support::{BINARY, Place, TestChild, tree};
 
 /// Returns the child's reports until it stops or ends.
@@ -208,4 +209,42 @@ fn faults_driver_killed_with_intermediates_in_memory() {
 #[ignore = "takes minutes: run by .ci/run"]
 fn faults_driver_killed_on_processes() {
     check_bar("processes", false);
+}
+
+/// In an object store, the run's lock is a lease, which the resuming process takes over.
+#[test]
+#[ignore = "needs an object store: run by .ci/run"]
+fn store_a_killed_run_is_resumed() {
+    let (root, place) = (variable("FREESTONE_STORE"), Place::quick());
+    let (planned, spec) = plan(&place.at("undisturbed"), "results", "threads");
+    freestone::run(&planned, &spec, &Serial).unwrap();
+    let total = total(&planned);
+    for on in ["threads", "processes"] {
+        let asked = Asked {
+            folder: format!("{root}/killed-{on}-{}", std::process::id()),
+            on: on.into(),
+            binary: BINARY.into(),
+            moment: Some(Moment::Tasks(total / 2)),
+            resume: None,
+            slow_ms: 20,
+        };
+        let first = known(&hear(&asked));
+        assert!(first.stopped_at.is_some_and(|n| n < total), "{on}: {first:?}");
+        let results = |location: &str, name: &str| {
+            let array = freestone::open(format!("{location}/results/{name}"));
+            array.map(|array| freestone::compute::<f64>(&array, &spec).unwrap())
+        };
+        assert!(results(&asked.folder, "rows").is_err(), "{on}: nothing is published");
+
+        let again = Asked { moment: None, resume: Some(first.run.clone()), slow_ms: 0, ..asked };
+        let second = known(&hear(&again));
+        let ended = second.ended.unwrap_or_else(|| panic!("{on}: the second process failed"));
+        assert_eq!((&ended["ended"], &ended["recomputed"]), (&json!("well"), &json!(0)), "{on}");
+        let finished: u64 = second.before.values().sum();
+        assert!(finished > 0, "{on}: the second process starts from the journal");
+        for name in ["rows", "sums", "zeros"] {
+            let expect = results(&place.at("undisturbed"), name).unwrap();
+            assert_eq!(results(&again.folder, name).unwrap(), expect, "{on}: {name}");
+        }
+    }
 }

@@ -3,7 +3,6 @@
 //!
 //! The driver is the test child, which stops at its [`Moment`] and is killed there.
 
-use std::path::Path;
 use std::process::Command;
 
 use freestone::sessions::{CommitOptions, Format, MAIN, Repository};
@@ -14,17 +13,19 @@ use serde_json::{Value, json};
 use super::values;
 use crate::command::stdout;
 use crate::scenarios::repository::{Asked, Moment, SHAPE, overwriting};
+use crate::suites::variable;
 use crate::support::{BINARY, Place, TestChild, spec_in};
 
-/// Kills the driver at the moment, checks the readers' view, resumes, and checks again. Returns the
+/// Kills the driver at the moment, in a folder or a prefix of an object store, checks the readers' view, resumes, and checks again. Returns the
 /// number of finished tasks, and whether the commit had succeeded.
-fn check_killed(place: &Place, on: &str, moment: Moment, expect: &ArrayD<f64>) -> bool {
-    let folder = place.at(&format!("{on}-{moment:?}").replace(['(', ')'], "-"));
+fn check_killed(root: &str, on: &str, moment: Moment, expect: &ArrayD<f64>) -> bool {
+    let folder = format!("{root}/{on}-{moment:?}").replace(['(', ')'], "-");
     let repository =
         Repository::open_or_create(&format!("{folder}/repository"), Format::default()).unwrap();
     let mut session = Session::begin(&repository, MAIN).unwrap();
     session.store(&freestone::full(SHAPE, -1.0, DType::Float64, [16, 64]), "data/rows").unwrap();
-    let spec = spec_in(&format!("{folder}/reader"));
+    let reader = Place::new();
+    let spec = spec_in(&reader.at("reader"));
     session.commit("old", &spec).unwrap();
 
     let asked = Asked { folder: folder.clone(), on: on.into(), binary: BINARY.into(), moment };
@@ -48,7 +49,7 @@ fn check_killed(place: &Place, on: &str, moment: Moment, expect: &ArrayD<f64>) -
         freestone_engine::driver::record::folders(&Stores::default(), &format!("{folder}/work"))
             .unwrap();
     let [run] = runs.as_slice() else { panic!("{moment:?}: {runs:?}") };
-    let run = Path::new(&folder).join("work").join(run);
+    let run = format!("{folder}/work/{run}");
     let output = Command::new(BINARY).arg("resume").arg(run).arg("--json").output().unwrap();
     let report: Value = serde_json::from_str(&stdout(&output)).unwrap();
     let repository = Repository::open(&format!("{folder}/repository")).unwrap();
@@ -60,8 +61,9 @@ fn check_killed(place: &Place, on: &str, moment: Moment, expect: &ArrayD<f64>) -
     is_new
 }
 
-fn check_all_killed(on: &str, moments: &[Moment]) {
+fn check_all_killed(root: Option<&str>, on: &str, moments: &[Moment]) {
     let place = Place::quick();
+    let root = root.map_or_else(|| place.at("killed"), str::to_owned);
     let whole = place.at("undisturbed");
     let repository =
         Repository::open_or_create(&format!("{whole}/repository"), Format::default()).unwrap();
@@ -84,7 +86,7 @@ fn check_all_killed(on: &str, moments: &[Moment]) {
         } else {
             *moment
         };
-        let is_new = check_killed(&place, on, moment, &expect);
+        let is_new = check_killed(&root, on, moment, &expect);
         let bin = if let Moment::Tasks(n) = moment { (4 * n / total).min(3) as usize } else { 4 };
         histogram[bin] += 1;
         println!(
@@ -102,6 +104,7 @@ fn check_all_killed(on: &str, moments: &[Moment]) {
 #[test]
 fn a_killed_driver_leaves_the_old_or_the_new_array() {
     check_all_killed(
+        None,
         "threads",
         &[Moment::Tasks(9), Moment::BeforeCommit, Moment::InCommit(3_000), Moment::AfterCommit],
     );
@@ -124,11 +127,18 @@ fn twenty() -> Vec<Moment> {
 #[test]
 #[ignore = "takes minutes: run by .ci/run"]
 fn faults_repository_overwritten_on_threads() {
-    check_all_killed("threads", &twenty());
+    check_all_killed(None, "threads", &twenty());
 }
 
 #[test]
 #[ignore = "takes minutes: run by .ci/run"]
 fn faults_repository_overwritten_on_processes() {
-    check_all_killed("processes", &twenty());
+    check_all_killed(None, "processes", &twenty());
+}
+
+#[test]
+#[ignore = "needs an object store: run by .ci/run"]
+fn store_a_killed_driver_commits_once() {
+    let root = format!("{}/commits-{}", variable("FREESTONE_STORE"), std::process::id());
+    check_all_killed(Some(&root), "threads", &[Moment::Tasks(9), Moment::AfterCommit]);
 }

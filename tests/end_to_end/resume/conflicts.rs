@@ -151,10 +151,10 @@ impl<F: Fn() + Send + Sync> Observer for Once<F> {
 /// In an object store, the lock on a run is a lease object. An active run cannot be resumed, and a
 /// process that loses the lease stops.
 #[test]
-#[ignore = "needs an S3 server: run by .ci/run"]
-fn s3_a_run_has_one_process_at_a_time() {
+#[ignore = "needs an object store: run by .ci/run"]
+fn store_a_run_has_one_process_at_a_time() {
     let place = Place::new();
-    let spec = Spec { work_dir: format!("{}/locked", variable("FREESTONE_S3")), ..place.spec() };
+    let spec = Spec { work_dir: format!("{}/locked", variable("FREESTONE_STORE")), ..place.spec() };
     let stores = Stores::default();
     let store = stores.open(&spec.work_dir).unwrap();
     let folder = || folders(&stores, &spec.work_dir).unwrap().pop().unwrap();

@@ -188,7 +188,7 @@ pub(crate) fn cgroup(context: &mut Context) -> Result<()> {
 pub(crate) fn s3(context: &mut Context) -> Result<()> {
     let programs = needs::python(context)?;
     let server = S3Server::start(context, &programs, "s3")?;
-    context.set("FREESTONE_S3", "s3://freestone-ci/run");
+    context.set("FREESTONE_STORE", "s3://freestone-ci/run");
     context.ignored_tests("s3_", &[])?;
 
     run(context.cargo(["build", "--release", "--workspace", "--bin", "freestone-store-proxy"]))?;
@@ -196,7 +196,7 @@ pub(crate) fn s3(context: &mut Context) -> Result<()> {
     let faults = [&faults[..], &["--lose-conditional", "1"]].concat();
     let proxy = FaultyProxy::start(context, &server.endpoint, &faults)?;
     context.set("AWS_ENDPOINT", &proxy.endpoint);
-    context.set("FREESTONE_S3", "s3://freestone-ci/faulty");
+    context.set("FREESTONE_STORE", "s3://freestone-ci/faulty");
     let tests = context.ignored_tests_command(&["sessions"], "s3_", &[]);
     let log = tee(tests, &context.out.join("s3-faulty.log"))?;
     context.passed(TestCounts::of(&log).passed);
@@ -226,7 +226,7 @@ pub(crate) fn lambda(context: &mut Context) -> Result<()> {
     deploy.arg("tests/interop/lambda_deploy.py").arg(&server.endpoint).arg(package);
     run(deploy)?;
     context.set("FREESTONE_CGROUP", &cgroup.folder);
-    context.set("FREESTONE_S3", "s3://freestone-ci/run");
+    context.set("FREESTONE_STORE", "s3://freestone-ci/run");
     context.set("FREESTONE_SECOND_LAMBDA", &server.endpoint);
     context.set("FREESTONE_PYTHON", python);
     // Tests start this client. `cargo test --test` builds no examples.
