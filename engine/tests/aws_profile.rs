@@ -3,6 +3,7 @@
 // Tests and their helpers report errors by panicking.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
@@ -18,10 +19,16 @@ use tempfile::TempDir;
 /// Serves a bucket in which every object is `here`. Returns its URL, and the key and session token
 /// that signed each request.
 fn signature_recording_bucket() -> (String, Receiver<(String, String)>) {
+    expiring_bucket(usize::MAX)
+}
+
+/// Like [`signature_recording_bucket`]. Each key expires after a number of requests.
+fn expiring_bucket(requests: usize) -> (String, Receiver<(String, String)>) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let (send, receive) = channel();
     thread::spawn(move || {
+        let mut seen = HashMap::new();
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
             let lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
@@ -36,7 +43,16 @@ fn signature_recording_bucket() -> (String, Receiver<(String, String)>) {
                 .split_once("credential=")
                 .and_then(|(_, rest)| rest.split_once('/'))
                 .map_or_else(String::new, |(key, _)| key.to_owned());
+            let n_seen: &mut usize = seen.entry(key.clone()).or_default();
+            *n_seen += 1;
             send.send((key, header("x-amz-security-token:").unwrap_or_default())).unwrap();
+            if *n_seen > requests {
+                let body = "<Error><Code>ExpiredToken</Code></Error>";
+                let len = body.len();
+                write!(stream, "HTTP/1.1 400 Bad Request\r\nContent-Length: {len}\r\n").unwrap();
+                write!(stream, "Connection: close\r\n\r\n{body}").unwrap();
+                continue;
+            }
             let fixed =
                 "Last-Modified: Sun, 22 Nov 2026 20:00:00 GMT\r\nETag: \"1\"\r\nConnection: close";
             write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n{fixed}\r\n\r\nhere").unwrap();
@@ -167,6 +183,34 @@ fn credentials_that_cannot_be_renewed_are_used_until_they_expire() {
     assert!(error.contains("cannot find AWS credentials"), "{error}");
     reader.end();
     assert_eq!(keys(&signed), ["k1 t1"; 2]);
+}
+
+#[test]
+fn refused_credentials_are_renewed_within_the_request() {
+    let (url, signed) = expiring_bucket(2);
+    let mut reader = Reader::start(&counting(), &url, &[("AWS_PROFILE", "p")]);
+    assert_eq!(reader.read_three_times(), ["read here"; 3]);
+    reader.end();
+    assert_eq!(keys(&signed), ["k1 t1", "k1 t1", "k1 t1", "k2 t2"]);
+}
+
+#[test]
+fn refused_credentials_without_others_are_tried_again_later() {
+    let (url, signed) = expiring_bucket(1);
+    // The second call still prints the first credentials.
+    let cached = r#"echo >>"$0.n"; n=$(($(wc -l <"$0.n") / 3 + 1))
+        echo "{\"AccessKeyId\": \"k$n\", \"SecretAccessKey\": \"s\"}""#;
+    let mut reader = Reader::start(cached, &url, &[("AWS_PROFILE", "p")]);
+    assert_eq!(reader.read(), "read here");
+    for _ in 0..2 {
+        let error = reader.read();
+        assert!(error.contains("ExpiredToken") && error.ends_with("false"), "{error}");
+    }
+    assert_eq!(keys(&signed), ["k1 "; 3]);
+    reader.advance(60);
+    assert_eq!(reader.read(), "read here");
+    reader.end();
+    assert_eq!(keys(&signed), ["k2 "], "the command is called again after a minute");
 }
 
 /// Returns the key and session token of each request so far.

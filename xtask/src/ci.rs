@@ -19,7 +19,7 @@ use context::Context;
 type Suite = (&'static str, fn(&mut Context) -> Result<()>);
 
 /// All suites in the order in which they run.
-const SUITES: [Suite; 15] = [
+const SUITES: [Suite; 16] = [
     ("format", suites::format),
     ("clippy", suites::clippy),
     ("features", suites::features),
@@ -32,6 +32,7 @@ const SUITES: [Suite; 15] = [
     ("disk", suites::disk),
     ("cgroup", suites::cgroup),
     ("s3", suites::s3),
+    ("stores", suites::stores),
     ("lambda", suites::lambda),
     ("faults", suites::faults),
     ("browser", suites::browser),

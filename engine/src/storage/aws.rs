@@ -6,6 +6,9 @@
 //! 1. the environment (keys, a web identity, or a container role), read by `object_store`
 //! 2. the profile in use, single sign-on included, through `aws configure export-credentials`
 //! 3. the machine's instance role
+//!
+//! Credentials are renewed before they expire. A profile's are also renewed once a service refuses
+//! them, since clocks differ and not all credentials state when they expire.
 
 use std::ffi::OsStr;
 use std::io::{self, Read};
@@ -14,7 +17,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use object_store::aws::{AmazonS3Builder, AwsCredential, AwsCredentialProvider};
+use object_store::aws::{AmazonS3Builder, AwsAuthorizer, AwsCredential, AwsCredentialProvider};
+use object_store::client::HttpRequest;
 use object_store::{CredentialProvider, Error};
 use serde::Deserialize;
 use thiserror::Error as ThisError;
@@ -58,20 +62,22 @@ fn is_set(name: &&str) -> bool {
 /// # Errors
 /// Returns an error if a variable has an invalid value.
 pub fn bucket(name: &str) -> object_store::Result<AmazonS3Builder> {
-    bucket_with(name, Connector { retry: Retry::REQUESTS, system: System::default() })
+    bucket_with(name, Connector::new(Retry::REQUESTS, System::default()))
 }
 
 pub(super) fn bucket_with(
     name: &str,
     connector: Connector,
 ) -> object_store::Result<AmazonS3Builder> {
+    let in_environment = ENVIRONMENT_CREDENTIALS.iter().any(is_set);
+    let connector = Connector { renews: !in_environment, ..connector };
     let retries = retry_config(&connector.retry);
     let clock = Arc::clone(&connector.system.clock);
     let builder = AmazonS3Builder::from_env()
         .with_retry(retries)
         .with_http_connector(connector)
         .with_bucket_name(name);
-    if ENVIRONMENT_CREDENTIALS.iter().any(is_set) {
+    if in_environment {
         return Ok(builder);
     }
     let machine = Arc::clone(builder.clone().build()?.credentials());
@@ -140,6 +146,8 @@ struct Lookup {
     expires: Option<SystemTime>,
     /// The time of the next call.
     renew_at: SystemTime,
+    /// Whether a service refused the credential as expired.
+    is_refused: bool,
 }
 
 /// The last result of the `aws` command. A call takes about a second, and a process uses one
@@ -169,6 +177,50 @@ async fn cached_lookup(
     Ok(lookup.as_ref().map_or((None, String::new()), |l| (l.credential.clone(), l.reason.clone())))
 }
 
+/// Signs a request again with renewed credentials, after a service refused those of the profile as
+/// expired. Returns false if there are no other credentials.
+pub(super) async fn sign_again(request: &mut HttpRequest, clock: &dyn Clock) -> bool {
+    let header = |name: &str| {
+        request.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+    };
+    let token = header("x-amz-security-token");
+    let Some(authorization) = header("authorization") else { return false };
+    let scope = authorization.split_once("Credential=").map_or("", |(_, rest)| rest);
+    let scope: Vec<&str> = scope.split(',').next().unwrap_or_default().split('/').collect();
+    let &[key, _, region, service, _] = scope.as_slice() else { return false };
+    let Some(credential) = replacement(key, token.as_deref(), clock).await else { return false };
+    let digest = header("x-amz-content-sha256").and_then(|text| from_hex(&text));
+    request.headers_mut().remove("x-amz-security-token");
+    AwsAuthorizer::new(&credential, service, region)
+        .with_sign_payload(digest.is_some())
+        .try_authorize(request, digest.as_deref())
+        .is_ok()
+}
+
+fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let pairs = (0..text.len() / 2).map(|i| text.get(2 * i..2 * i + 2));
+    pairs.map(|pair| u8::from_str_radix(pair?, 16).ok()).collect()
+}
+
+/// Returns the credentials that replace those with this key and token, if there are others. Calls
+/// the command once for all requests that were refused.
+async fn replacement(
+    key: &str,
+    token: Option<&str>,
+    clock: &dyn Clock,
+) -> Option<Arc<AwsCredential>> {
+    let is_refused = |c: &AwsCredential| c.key_id == key && c.token.as_deref() == token;
+    if let Some(lookup) = &mut *LOOKUP.lock().await
+        && lookup.credential.as_deref().is_some_and(is_refused)
+        && !lookup.is_refused
+    {
+        lookup.is_refused = true;
+        lookup.renew_at = clock.system_time();
+    }
+    let (found, _) = cached_lookup(clock).await.ok()?;
+    found.filter(|credential| !is_refused(credential))
+}
+
 /// Returns the lookup that replaces `previous`, given the output of the `aws` command. If the
 /// command failed, credentials that have not expired remain in use.
 fn next_lookup(
@@ -177,15 +229,20 @@ fn next_lookup(
     now: SystemTime,
 ) -> Lookup {
     match (exported, previous) {
-        (Ok((credential, expires)), _) => {
+        (Ok((credential, expires)), previous) => {
             let renew_at = expires.map_or(now + RENEWAL_INTERVAL, |at| {
                 (at - RENEWAL_MARGIN).max(now + RETRY_INTERVAL).min(at)
+            });
+            // The command may have a cache of its own.
+            let is_refused = previous.is_some_and(|old| {
+                old.is_refused && old.credential.as_deref() == Some(&credential)
             });
             Lookup {
                 credential: Some(Arc::new(credential)),
                 reason: String::new(),
                 expires,
-                renew_at,
+                renew_at: if is_refused { now + RETRY_INTERVAL } else { renew_at },
+                is_refused,
             }
         }
         (Err(_), Some(old))
@@ -197,7 +254,8 @@ fn next_lookup(
         (Err(reason), _) => {
             let is_selected = PROFILES.iter().any(is_set);
             let interval = if is_selected { RETRY_INTERVAL } else { RENEWAL_INTERVAL };
-            Lookup { credential: None, reason, expires: None, renew_at: now + interval }
+            let renew_at = now + interval;
+            Lookup { credential: None, reason, expires: None, renew_at, is_refused: false }
         }
     }
 }

@@ -6,6 +6,8 @@
 //! `object_store` does not retry those requests. It does resume interrupted
 //! response bodies, with the same policy.
 //!
+//! A request whose credentials have expired is signed again with renewed ones, if there are any.
+//!
 //! Every request may be retried, including a conditional put whose response was lost. The second
 //! put then fails its condition, so callers of conditional puts must read the object to detect
 //! their own write.
@@ -19,6 +21,7 @@ use object_store::client::{
 use object_store::{BackoffConfig, ClientOptions, RetryConfig};
 use thiserror::Error as ThisError;
 
+use super::aws;
 use crate::retry::Retry;
 use crate::system::System;
 
@@ -41,6 +44,8 @@ pub(super) enum Failure {
     Throttle,
     /// The server does not support the operation.
     Unsupported,
+    /// The credentials have expired. A later request may be signed with others.
+    Expired,
 }
 
 impl RequestFailed {
@@ -64,12 +69,22 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
 pub(super) struct Connector {
     pub(super) retry: Retry,
     pub(super) system: System,
+    /// Whether requests are signed with a profile's credentials, which are renewed if a server
+    /// refuses them as expired.
+    pub(super) renews: bool,
+}
+
+impl Connector {
+    /// Returns a connector whose clients do not renew credentials.
+    pub(super) fn new(retry: Retry, system: System) -> Connector {
+        Connector { retry, system, renews: false }
+    }
 }
 
 impl HttpConnector for Connector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
         let inner = ReqwestConnector::default().connect(options)?;
-        Ok(HttpClient::new(Retrying { inner, retry: self.retry, system: self.system.clone() }))
+        Ok(HttpClient::new(Retrying { inner, with: self.clone() }))
     }
 }
 
@@ -91,29 +106,34 @@ pub(super) fn retry_config(retry: &Retry) -> RetryConfig {
 #[derive(Debug)]
 struct Retrying {
     inner: HttpClient,
-    retry: Retry,
-    system: System,
+    with: Connector,
 }
 
 #[async_trait::async_trait]
 impl HttpService for Retrying {
-    async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
-        let begun = self.system.now();
-        let mut tries = 0;
+    async fn call(&self, mut request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        let Connector { retry, system, renews } = &self.with;
+        let begun = system.now();
+        let (mut tries, mut is_renewed) = (0, false);
         loop {
             tries += 1;
             let (what, kind) = match answered(self.inner.execute(request.clone()).await).await {
                 Answer::Final(result) => return result,
                 Answer::Failed(what, kind) => (what, kind),
             };
-            let elapsed = self.system.elapsed(begun);
-            let next = if kind == Failure::Unsupported {
+            if kind == Failure::Expired && *renews && !is_renewed {
+                is_renewed = true;
+                if aws::sign_again(&mut request, &*system.clock).await {
+                    continue;
+                }
+            }
+            let next = if matches!(kind, Failure::Unsupported | Failure::Expired) {
                 None
             } else {
-                self.retry.next(tries, elapsed, self.system.fraction())
+                retry.next(tries, system.elapsed(begun), system.fraction())
             };
             match next {
-                Some(pause) => self.system.wait(pause).await,
+                Some(pause) => system.wait(pause).await,
                 // `object_store` does not retry errors of this kind.
                 None => {
                     return Err(HttpError::new(
@@ -168,6 +188,7 @@ async fn answered(result: Result<HttpResponse, HttpError>) -> Answer {
     let code = code(&text);
     let kind = match number {
         _ if is_throttle(number, code) => Failure::Throttle,
+        400 if code == Some("ExpiredToken") => Failure::Expired,
         400 if code != Some("RequestTimeout") => {
             return Answer::Final(Ok(HttpResponse::from_parts(head, body.clone().into())));
         }
@@ -308,7 +329,7 @@ mod tests {
 
     /// Returns a bucket at an endpoint, and the same location as a plain HTTP server.
     fn stores(endpoint: &str, system: &System) -> [ObjectStore; 2] {
-        let connector = Connector { retry: QUICK, system: system.clone() };
+        let connector = Connector::new(QUICK, system.clone());
         let bucket = AmazonS3Builder::new()
             .with_endpoint(endpoint)
             .with_allow_http(true)
@@ -395,7 +416,7 @@ mod tests {
             tries,
             "throttled",
         );
-        // A later request may succeed with new credentials.
+        // These credentials cannot be renewed, but a later request may have others.
         check(&[Answer(400, EXPIRED)], 1, "gave up");
         check(&[Answer(501, "")], 1, "failed");
         check(&[Answer(403, "<Error><Code>AccessDenied</Code></Error>")], 1, "denied");

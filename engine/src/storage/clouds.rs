@@ -41,5 +41,5 @@ pub(super) fn azure_container_with(name: &str, connector: Connector) -> Microsof
 }
 
 fn connector() -> Connector {
-    Connector { retry: Retry::REQUESTS, system: System::default() }
+    Connector::new(Retry::REQUESTS, System::default())
 }

@@ -76,7 +76,7 @@ impl ObjectStore {
         if host.is_empty() {
             return Err(bad("missing bucket or host name".into()));
         }
-        let connector = Connector { retry, system: system.clone() };
+        let connector = Connector::new(retry, system.clone());
         let backend: Arc<dyn Backend> = match scheme {
             "s3" => Arc::new(
                 aws::bucket_with(host, connector)
@@ -297,7 +297,17 @@ async fn fetch(
         ByteRange::At { offset, len } => GetRange::Bounded(offset..offset.saturating_add(len)),
         ByteRange::Last(len) => GetRange::Suffix(len),
     });
-    let found = backend.get_opts(path, GetOptions { range, ..GetOptions::default() }).await?;
+    let options = |range| GetOptions { range, ..GetOptions::default() };
+    let found = match (backend.get_opts(path, options(range.clone())).await, range) {
+        // Azure has no such ranges.
+        (Err(object_store::Error::NotSupported { .. }), Some(GetRange::Suffix(len))) => {
+            let meta = backend.head(path).await?;
+            let range = GetRange::Bounded(meta.size.saturating_sub(len)..meta.size);
+            let range = (meta.size > 0).then_some(range);
+            backend.get_opts(path, GetOptions { if_match: meta.e_tag, ..options(range) }).await?
+        }
+        (found, _) => found?,
+    };
     let len = found.range.end - found.range.start;
     // The length is known before the body is fetched, so memory use stays within the limit.
     if len > limit {

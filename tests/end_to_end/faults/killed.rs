@@ -226,13 +226,13 @@ fn store_a_killed_run_is_resumed() {
             binary: BINARY.into(),
             moment: Some(Moment::Tasks(total / 2)),
             resume: None,
-            slow_ms: 20,
+            slow_ms: 200,
         };
         let first = known(&hear(&asked));
         assert!(first.stopped_at.is_some_and(|n| n < total), "{on}: {first:?}");
         let results = |location: &str, name: &str| {
             let array = freestone::open(format!("{location}/results/{name}"));
-            array.map(|array| freestone::compute::<f64>(&array, &spec).unwrap())
+            array.map(|array| freestone::compute::<f64>(&array, &place.spec()).unwrap())
         };
         assert!(results(&asked.folder, "rows").is_err(), "{on}: nothing is published");
 

@@ -12,6 +12,8 @@ use crate::Result;
 
 const PYTHON_PACKAGES: [&str; 3] = ["ministack==1.5.33", "boto3==1.43.106", "cfn-lint==1.58.0"];
 
+const AZURITE: &str = "azurite@3.35.0";
+
 const REQUIREMENTS: &str = "tests/interop/requirements.txt";
 const REQUIREMENTS_ICECHUNK: &str = "tests/interop/requirements-icechunk.txt";
 
@@ -90,6 +92,23 @@ pub(crate) fn python(context: &Context) -> Result<PathBuf> {
         fs::write(folder.join("stamp"), stamp)?;
     }
     Ok(folder.join("bin"))
+}
+
+/// The folder of Azurite's programs. The package is installed again when its version changes.
+pub(crate) fn azurite(context: &Context) -> Result<PathBuf> {
+    packages(context, &[("node", "nodejs"), ("npm", "npm")])?;
+    let folder = context.target.join("ci-node");
+    let is_current = fs::read_to_string(folder.join("stamp")).is_ok_and(|found| found == AZURITE);
+    if !is_current {
+        fs::create_dir_all(&folder)?;
+        // npm looks for this file in the folders above, too.
+        fs::write(folder.join("package.json"), "{}\n")?;
+        let mut npm = context.command("npm");
+        npm.args(["install", "--no-audit", "--no-fund", "--prefix"]).arg(&folder).arg(AZURITE);
+        run(npm)?;
+        fs::write(folder.join("stamp"), AZURITE)?;
+    }
+    Ok(folder.join("node_modules/.bin"))
 }
 
 fn find_python(context: &Context) -> Option<String> {

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use super::context::Context;
+use super::context::{Context, run};
 use crate::Result;
 
 /// Cleanup that runs when the guard is dropped, or when this process ends in any other way.
@@ -91,27 +91,27 @@ impl Cgroup {
     }
 }
 
-/// An S3 server on this machine, which keeps everything in memory.
+/// A server on this machine, which keeps everything in memory.
 #[derive(Debug)]
-pub(crate) struct S3Server {
+pub(crate) struct Server {
     /// The URL of the server.
     pub(crate) endpoint: String,
     server: Child,
     guard: Option<Guard>,
 }
 
+/// The S3 server of most suites.
+#[derive(Debug)]
+pub(crate) struct S3Server;
+
 impl S3Server {
     /// Starts ministack with some services, such as `s3,lambda`, and makes the bucket
     /// `freestone-ci`.
     ///
     /// Later commands of the suite find the server by their environment.
-    pub(crate) fn start(context: &mut Context, programs: &Path, services: &str) -> Result<Self> {
+    pub(crate) fn start(context: &mut Context, programs: &Path, services: &str) -> Result<Server> {
         let port = free_port()?;
-        let endpoint = format!("http://127.0.0.1:{port}");
-        set_environment(context, &endpoint);
-
-        let log = context.out.join("s3-server.log");
-        let file = File::create(&log)?;
+        set_s3_environment(context, &format!("http://127.0.0.1:{port}"));
         let mut command = context.command(programs.join("ministack"));
         command.env("BIND_HOST", "127.0.0.1").env("GATEWAY_PORT", port.to_string());
         command.env("SERVICES", services).env("LAMBDA_ACCOUNT_CONCURRENCY", "8");
@@ -120,48 +120,92 @@ impl S3Server {
             command.env_remove(name);
         }
         command.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY");
-        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
-        let server = command.spawn()?;
-        let id = server.id().to_string();
-        let mut started = Self { endpoint, server, guard: None };
-        started.guard = Some(Guard::new("kill \"$1\" 2>/dev/null", id)?);
-        started.wait_until_healthy(port, &log)?;
+        let ready = || matches!(status_of(port, "GET", "/_ministack/health"), Some(200..400));
+        let started = Server::start(context, "s3-server", command, port, ready)?;
         // The server does not check signatures.
         match status_of(port, "PUT", "/freestone-ci") {
             Some(200..300) => Ok(started),
             _ => Err("cannot make a bucket on the S3 server".into()),
         }
     }
+}
 
-    fn wait_until_healthy(&mut self, port: u16, log: &Path) -> Result<()> {
+/// The bucket of all servers.
+const BUCKET: &str = "freestone-ci";
+
+impl Server {
+    /// Starts `tests/interop/object_server.py` with a dialect, `gs` or `s3`, and further arguments.
+    pub(crate) fn python(
+        context: &Context,
+        programs: &Path,
+        name: &str,
+        arguments: &[&str],
+    ) -> Result<Self> {
+        let port = free_port()?;
+        let mut command = context.command(programs.join("python"));
+        command.arg("tests/interop/object_server.py").arg(port.to_string());
+        command.arg(BUCKET).args(arguments);
+        let ready = || status_of(port, "HEAD", "/").is_some();
+        Self::start(context, name, command, port, ready)
+    }
+
+    /// Starts Azurite, the emulator of Azure Blob Storage, and creates the container.
+    pub(crate) fn azurite(context: &Context, node: &Path, programs: &Path) -> Result<Self> {
+        let port = free_port()?;
+        let mut command = context.command(node.join("azurite-blob"));
+        command.args(["--blobHost", "127.0.0.1", "--blobPort", &port.to_string()]);
+        command.args(["--inMemoryPersistence", "--silent", "--disableTelemetry"]);
+        command.arg("--skipApiVersionCheck");
+        let ready = || status_of(port, "GET", "/").is_some();
+        let started = Self::start(context, "azurite", command, port, ready)?;
+        let mut create = context.command(programs.join("python"));
+        create.arg("tests/interop/azure_container.py").arg(&started.endpoint).arg(BUCKET);
+        run(create)?;
+        Ok(started)
+    }
+
+    fn start(
+        context: &Context,
+        name: &str,
+        mut command: Command,
+        port: u16,
+        is_ready: impl Fn() -> bool,
+    ) -> Result<Self> {
+        let log = context.out.join(format!("{name}.log"));
+        let file = File::create(&log)?;
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        let server = command.spawn().map_err(|e| format!("cannot start {name}: {e}"))?;
+        let id = server.id().to_string();
+        let endpoint = format!("http://127.0.0.1:{port}");
+        let mut started = Self { endpoint, server, guard: None };
+        started.guard = Some(Guard::new("kill \"$1\" 2>/dev/null", id)?);
         for _ in 0..150 {
-            if let Some(status) = self.server.try_wait()? {
+            if let Some(status) = started.server.try_wait()? {
                 let log = fs::read_to_string(log).unwrap_or_default();
                 let lines: Vec<&str> = log.lines().rev().take(3).collect();
                 let lines: Vec<&str> = lines.into_iter().rev().collect();
-                return Err(format!("the S3 server ended: {status}\n{}", lines.join("\n")).into());
+                return Err(format!("{name} ended: {status}\n{}", lines.join("\n")).into());
             }
-            if matches!(status_of(port, "GET", "/_ministack/health"), Some(200..400)) {
-                return Ok(());
+            if is_ready() {
+                return Ok(started);
             }
             std::thread::sleep(Duration::from_millis(200));
         }
-        Err("the S3 server did not answer within 30 s".into())
+        Err(format!("{name} did not answer within 30 s").into())
     }
 }
 
-impl Drop for S3Server {
+impl Drop for Server {
     fn drop(&mut self) {
         drop(self.guard.take());
         let _ = self.server.wait();
     }
 }
 
-fn set_environment(context: &mut Context, endpoint: &str) {
+/// Makes later commands of the suite find an S3 server.
+pub(crate) fn set_s3_environment(context: &mut Context, endpoint: &str) {
     context.unset("AWS_");
-    for name in ["NO_PROXY", "no_proxy"] {
-        context.set(name, "127.0.0.1");
-    }
+    set_no_proxy(context);
     context.set("AWS_ENDPOINT", endpoint);
     context.set("AWS_ALLOW_HTTP", "true");
     for name in ["AWS_REGION", "AWS_DEFAULT_REGION"] {
@@ -169,6 +213,32 @@ fn set_environment(context: &mut Context, endpoint: &str) {
     }
     for name in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"] {
         context.set(name, "test");
+    }
+}
+
+/// Makes later commands of the suite find a server of Google Cloud Storage.
+pub(crate) fn set_google_environment(context: &mut Context, endpoint: &str) {
+    context.unset("GOOGLE_");
+    set_no_proxy(context);
+    let account = format!(
+        r#"{{"gcs_base_url": "{endpoint}", "disable_oauth": true, "client_email": "",
+            "private_key": "", "private_key_id": ""}}"#
+    );
+    context.set("GOOGLE_SERVICE_ACCOUNT_KEY", account);
+    context.set("GOOGLE_ALLOW_HTTP", "true");
+}
+
+/// Makes later commands of the suite find Azurite.
+pub(crate) fn set_azure_environment(context: &mut Context, endpoint: &str) {
+    context.unset("AZURE_");
+    set_no_proxy(context);
+    context.set("AZURE_STORAGE_USE_EMULATOR", "true");
+    context.set("AZURITE_BLOB_STORAGE_URL", endpoint);
+}
+
+fn set_no_proxy(context: &mut Context) {
+    for name in ["NO_PROXY", "no_proxy"] {
+        context.set(name, "127.0.0.1");
     }
 }
 
@@ -193,7 +263,7 @@ fn status_of(port: u16, method: &str, path: &str) -> Option<u16> {
     line.split(' ').nth(1)?.parse().ok()
 }
 
-/// A proxy in front of an S3 server that fails requests and loses answers.
+/// A proxy in front of an object store that fails requests and loses answers.
 ///
 /// It ends when its standard input is closed, so that it does not outlive this process.
 #[derive(Debug)]

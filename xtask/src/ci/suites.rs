@@ -4,7 +4,8 @@ use std::fs;
 
 use super::context::{Context, TestCounts, count_lines, remove_dir, run, stdout_of, sum_cases};
 use super::context::{sum_rows, tee};
-use super::services::{Cgroup, FaultyProxy, S3Server};
+use super::services::{Cgroup, FaultyProxy, S3Server, Server};
+use super::services::{set_azure_environment, set_google_environment, set_s3_environment};
 use super::{limits, needs};
 use crate::Result;
 
@@ -189,20 +190,121 @@ pub(crate) fn s3(context: &mut Context) -> Result<()> {
     let programs = needs::python(context)?;
     let server = S3Server::start(context, &programs, "s3")?;
     context.set("FREESTONE_STORE", "s3://freestone-ci/run");
-    context.ignored_tests("s3_", &[])?;
+    // Both prefixes: tests of any store, and those of S3.
+    context.ignored_tests("store_", &["s3_"])?;
 
-    run(context.cargo(["build", "--release", "--workspace", "--bin", "freestone-store-proxy"]))?;
-    let faults = ["--slow-down", "0.01", "--fail", "0.01", "--lose", "0.01"];
-    let faults = [&faults[..], &["--lose-conditional", "1"]].concat();
-    let proxy = FaultyProxy::start(context, &server.endpoint, &faults)?;
+    let proxy = faulty_proxy(context, &server.endpoint)?;
     context.set("AWS_ENDPOINT", &proxy.endpoint);
     context.set("FREESTONE_STORE", "s3://freestone-ci/faulty");
-    let tests = context.ignored_tests_command(&["sessions"], "s3_", &[]);
-    let log = tee(tests, &context.out.join("s3-faulty.log"))?;
-    context.passed(TestCounts::of(&log).passed);
+    again(context, &["sessions"], "s3-faulty")?;
     print!("{}", proxy.stop()?);
     Ok(())
 }
+
+fn faulty_proxy(context: &Context, endpoint: &str) -> Result<FaultyProxy> {
+    run(context.cargo(["build", "--release", "--workspace", "--bin", "freestone-store-proxy"]))?;
+    let faults = ["--slow-down", "0.01", "--fail", "0.01", "--lose", "0.01"];
+    let faults = [&faults[..], &["--lose-conditional", "1"]].concat();
+    FaultyProxy::start(context, endpoint, &faults)
+}
+
+/// Runs the tests of any store on another server than the suite `s3`.
+fn again(context: &mut Context, programs: &[&str], name: &str) -> Result<()> {
+    let tests = context.ignored_tests_command(programs, "store_", &[]);
+    let log = tee(tests, &context.out.join(format!("{name}.log")))?;
+    context.passed(TestCounts::of(&log).passed);
+    Ok(())
+}
+
+/// The tests of the suite `s3` on other stores: Google Cloud Storage and Azure Blob Storage, also
+/// through the proxy; S3 with signatures; and HTTP with ranges. Credentials expire during a run.
+pub(crate) fn stores(context: &mut Context) -> Result<()> {
+    let programs = needs::python(context)?;
+    let node = needs::azurite(context)?;
+    let both = ["end_to_end", "sessions"];
+
+    let google = Server::python(context, &programs, "google", &["gs"])?;
+    set_google_environment(context, &google.endpoint);
+    context.set("FREESTONE_STORE", "gs://freestone-ci/run");
+    context.set("FREESTONE_HTTP", format!("{}/freestone-ci/run", google.endpoint));
+    context.ignored_tests("http_", &[])?;
+    again(context, &both, "gs")?;
+    let proxy = faulty_proxy(context, &google.endpoint)?;
+    set_google_environment(context, &proxy.endpoint);
+    context.set("FREESTONE_STORE", "gs://freestone-ci/faulty");
+    again(context, &["sessions"], "gs-faulty")?;
+    print!("{}", proxy.stop()?);
+
+    let azure = Server::azurite(context, &node, &programs)?;
+    set_azure_environment(context, &azure.endpoint);
+    context.set("FREESTONE_STORE", "az://freestone-ci/run");
+    again(context, &both, "az")?;
+    let proxy = faulty_proxy(context, &azure.endpoint)?;
+    set_azure_environment(context, &proxy.endpoint);
+    context.set("FREESTONE_STORE", "az://freestone-ci/faulty");
+    again(context, &["sessions"], "az-faulty")?;
+    print!("{}", proxy.stop()?);
+
+    let signed = Server::python(context, &programs, "s3-signed", &["s3", "100"])?;
+    set_s3_environment(context, &signed.endpoint);
+    // The server's rule for secrets.
+    context.set("AWS_SECRET_ACCESS_KEY", "secret-test");
+    context.set("FREESTONE_STORE", "s3://freestone-ci/run");
+    again(context, &both, "s3-signed")?;
+    expiring_credentials(context)
+}
+
+/// Computes from and to S3 with credentials that the server refuses after 100 requests each, and
+/// compares the results with those of a local run.
+fn expiring_credentials(context: &mut Context) -> Result<()> {
+    let folder = context.out.join("expiring");
+    remove_dir(&folder)?;
+    fs::create_dir_all(&folder)?;
+    let aws = folder.join("aws");
+    fs::write(&aws, AWS_COMMAND)?;
+    fs::set_permissions(&aws, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let path = std::env::var("PATH")?;
+    context.set("PATH", format!("{}:{path}", folder.display()));
+    for name in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"] {
+        context.set(name, "");
+    }
+    context.set("AWS_PROFILE", "expiring");
+    run(context.cargo(["build", "--release", "--workspace", "--bin", "freestone"]))?;
+    let freestone = |context: &Context, arguments: &[&str]| {
+        let mut command = context.command(context.program("freestone"));
+        command.args(arguments);
+        run(command)
+    };
+    let (local, remote) = (folder.display().to_string(), "s3://freestone-ci/expiring");
+    let u = "examples/data/winds-v3.zarr/u";
+    let chunks = ["--chunks", "1,10,20"];
+    freestone(context, &[&["rechunk", u, &format!("{remote}/u")], &chunks[..]].concat())?;
+    freestone(context, &[&["rechunk", u, &format!("{local}/u")], &chunks[..]].concat())?;
+    let work = format!("{remote}/work");
+    for (root, work_dir) in [(remote, work.as_str()), (local.as_str(), local.as_str())] {
+        let (input, output) = (format!("u={root}/u"), format!("{root}/means"));
+        let compute = ["compute", "mean(u*u, axis=0)", "-i", &input, "-o", &output];
+        freestone(context, &[&compute[..], &["--work-dir", work_dir]].concat())?;
+    }
+    freestone(context, &["rechunk", &format!("{remote}/means"), &format!("{local}/fetched")])?;
+    let mut diff = context.command("diff");
+    diff.args(["-r", &format!("{local}/means"), &format!("{local}/fetched")]);
+    run(diff)?;
+    let n_keys = fs::read_to_string(folder.join("aws.n"))?.lines().count();
+    if n_keys < 5 {
+        return Err(format!("credentials were renewed only {n_keys} times").into());
+    }
+    context.passed(1);
+    Ok(())
+}
+
+/// An `aws` command that prints new credentials at each call, which do not state their expiry.
+const AWS_COMMAND: &str = r#"#!/bin/sh
+echo >>"$0.n"
+key=temporary-$(wc -l <"$0.n")
+echo "{\"AccessKeyId\": \"$key\", \"SecretAccessKey\": \"secret-$key\", \
+\"SessionToken\": \"token-$key\"}"
+"#;
 
 /// AWS Lambda: the template; the package; the worker in the emulator where that needs memory
 /// cgroups or an S3 server; and ministack's Lambda. Every plan of the suite `memory` runs in
