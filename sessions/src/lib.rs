@@ -1,7 +1,7 @@
 //! Transactional sessions: all outputs become visible at once, or none do, for any number of
 //! workers.
 //!
-//! A [`Repository`] is an Icechunk repository in a directory, in an S3 bucket or in memory. It
+//! A [`Repository`] is an Icechunk repository in a directory, in a bucket or in memory. It
 //! consists of snapshots of arrays, to which branches and tags refer. A [`ReadonlySession`] reads
 //! one snapshot. A [`WritableSession`] starts at the newest snapshot of a branch, collects changes
 //! of arrays, groups and chunks, and commits them once. Chunks are written by:
