@@ -4,10 +4,8 @@ use std::sync::Arc;
 
 use freestone_engine::events::RunReport;
 use freestone_engine::executor::Executor;
-use freestone_engine::memory::Arena;
 use freestone_engine::plan::PlanError;
 use freestone_engine::spec::Spec;
-use freestone_engine::storage::codec::Contexts;
 use freestone_engine::storage::reader::{ChunkAccess, ShardCache, WorkerResources};
 use freestone_engine::storage::{CodecName, MemoryStore, Store, Stores, metadata};
 use freestone_executors::Threads;
@@ -125,11 +123,7 @@ fn read_whole<T: Element>(store: &Arc<dyn Store>) -> Result<ArrayD<T>, Error> {
     let mut values = ArrayD::<T>::from_elem(IxDyn(&shape), T::default());
     let access = ChunkAccess::new(Arc::clone(store), "result", &stored.info)
         .map_err(|error| PlanError::Codec { array: "result".into(), error })?;
-    let mut resources = WorkerResources {
-        arena: Arena::new(u64::MAX / 4),
-        contexts: Contexts::default(),
-        traffic: Default::default(),
-    };
+    let mut resources = WorkerResources::new(u64::MAX / 4);
     let grid = &stored.info.grid;
     for index in 0..grid.n_chunks() {
         let coords = grid.coords(index);

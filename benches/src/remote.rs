@@ -12,7 +12,7 @@ use freestone::{
 use freestone_engine::kernels::Buffer;
 use freestone_engine::machine;
 use freestone_engine::plan::StageId;
-use freestone_engine::storage::{ByteRange, PendingRead, StorageError, Store};
+use freestone_engine::storage::{Admit, ByteRange, PendingRead, ReadOutcome, StorageError, Store};
 
 use crate::{Failure, sample};
 
@@ -73,15 +73,22 @@ impl Store for Distant {
         key: &str,
         range: Option<ByteRange>,
         limit: u64,
-        mut into: Buffer,
-    ) -> Result<PendingRead, Buffer> {
+        admit: Admit,
+    ) -> Option<PendingRead> {
         if !self.ahead {
-            return Err(into);
+            return None;
         }
         let (store, key, (send, receive)) =
             (Arc::clone(&self.store), key.to_owned(), mpsc::sync_channel(1));
         std::thread::spawn(move || {
-            send.send(deliver(&store, &key, range, limit, &mut into).map(|found| (found, into)))
+            let mut into = Buffer::zeroed(limit as usize);
+            send.send(deliver(&store, &key, range, limit, &mut into).map(|found| match found {
+                true => admit(into.len() as u64).map_or(ReadOutcome::Refused, |mut admitted| {
+                    admitted.bytes_mut().copy_from_slice(into.bytes());
+                    ReadOutcome::Found(admitted)
+                }),
+                false => ReadOutcome::Missing,
+            }))
         });
         let dropped = |_| StorageError::Io {
             place: "the distant store".into(),
@@ -89,7 +96,7 @@ impl Store for Distant {
             message: "its thread is gone".into(),
             transient: false,
         };
-        Ok(PendingRead::new(move || receive.recv().map_err(dropped)?))
+        Some(PendingRead::new(move || receive.recv().map_err(dropped)?))
     }
 
     fn place(&self, key: &str) -> String {
@@ -172,10 +179,10 @@ fn print_projection(planned: &freestone::Plan, spec: &Spec) {
         let (total, allowed) =
             (freestone::size(layout.estimate.total()), freestone::size(spec.allowed_mem));
         println!(
-            "  {}: {} tasks, {} chunks prefetched, {total} projected of {allowed} allowed",
+            "  {}: {} tasks, a window of {}, {total} projected of {allowed} allowed",
             stage.name,
             stage.n_tasks(),
-            layout.prefetch
+            freestone::size(layout.window_bytes)
         );
     }
 }

@@ -4,6 +4,8 @@
 //! buffers. Its high-water mark is the projection, a [`MemoryEstimate`]. A worker executes the same
 //! program through an [`Arena`], which rejects allocations above the projection.
 
+pub(crate) mod window;
+
 use std::fmt;
 
 use bytesize::ByteSize;
@@ -177,6 +179,8 @@ pub struct Arena {
     peak: u64,
     /// The bytes under the limit that a codec's context allocates.
     external: u64,
+    /// The bytes under the limit that the worker's window holds.
+    lent: u64,
     idle: Vec<Buffer>,
 }
 
@@ -187,7 +191,7 @@ const CACHE_LINES_BYTES: u64 = 4096;
 impl Arena {
     /// Creates an arena for tasks whose projection without reserved memory is `limit`.
     pub fn new(limit: u64) -> Arena {
-        Arena { limit, taken: 0, allocated: 0, peak: 0, external: 0, idle: Vec::new() }
+        Arena { limit, taken: 0, allocated: 0, peak: 0, external: 0, lent: 0, idle: Vec::new() }
     }
 
     /// Sets the limit for the tasks of another stage and frees idle buffers above it.
@@ -195,8 +199,16 @@ impl Arena {
         self.limit = limit;
         self.taken = 0;
         self.external = 0;
+        self.lent = 0;
         self.trim(0);
         self.peak = self.allocated;
+    }
+
+    /// Withholds `bytes` of the limit for transfers in flight, until the next call of
+    /// [`set_limit`](Arena::set_limit).
+    pub fn lend(&mut self, bytes: u64) {
+        self.lent = bytes;
+        self.trim(0);
     }
 
     /// Takes the permit for a slot of `bytes`.
@@ -258,6 +270,16 @@ impl Arena {
         Ok(buffer)
     }
 
+    /// Accounts for a buffer that a transfer filled.
+    ///
+    /// # Errors
+    /// Returns an error if the allocated bytes exceed the projection.
+    pub fn accept(&mut self, buffer: &Buffer) -> Result<(), Overrun> {
+        self.check_room(buffer.capacity() as u64)?;
+        self.account(buffer);
+        Ok(())
+    }
+
     /// Frees idle buffers, so that a codec can allocate `bytes` itself.
     pub fn make_room(&mut self, bytes: u64) {
         self.trim(bytes);
@@ -279,11 +301,6 @@ impl Arena {
         }
     }
 
-    /// Accounts for a buffer of `bytes` that was freed elsewhere.
-    pub fn forget(&mut self, bytes: u64) {
-        self.allocated = self.allocated.saturating_sub(bytes);
-    }
-
     /// Returns the bytes of the taken permits.
     #[cfg(test)]
     pub(crate) fn taken(&self) -> u64 {
@@ -298,8 +315,9 @@ impl Arena {
     /// Frees idle buffers and checks that `len` bytes can be allocated.
     fn check_room(&mut self, len: u64) -> Result<(), Overrun> {
         self.trim(len);
-        if self.allocated + len > self.limit + CACHE_LINES_BYTES {
-            return Err(Overrun { asked: len, held: self.allocated, limit: self.limit });
+        let held = self.allocated + self.lent;
+        if held + len > self.limit + CACHE_LINES_BYTES {
+            return Err(Overrun { asked: len, held, limit: self.limit });
         }
         Ok(())
     }
@@ -312,7 +330,7 @@ impl Arena {
     /// Frees the largest idle buffers until `wanted` bytes fit.
     fn trim(&mut self, wanted: u64) {
         self.idle.sort_by_key(Buffer::capacity);
-        while self.allocated + self.external + wanted > self.limit
+        while self.allocated + self.external + self.lent + wanted > self.limit
             && let Some(largest) = self.idle.pop()
         {
             self.allocated = self.allocated.saturating_sub(largest.capacity() as u64);

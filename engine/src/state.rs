@@ -7,11 +7,12 @@ use freestone_kernels::{Buffer, DType, Generate, View, copy};
 use crate::grid::{ChunkGrid, Region};
 use crate::lru::Lru;
 use crate::memory::Overrun;
+use crate::memory::window::transfer_bytes;
 use crate::plan::loops::Position;
 use crate::plan::{Stage, StageLayout};
 use crate::program::SlotId;
-use crate::storage::reader::{ChunkAccess, ChunkError, ShardCache, WorkerResources};
-use crate::storage::{ArrayInfo, ObjectPart, PendingRead};
+use crate::storage::reader::{BegunRead, ChunkAccess, ChunkError, ShardCache, WorkerResources};
+use crate::storage::{ArrayInfo, ObjectPart};
 use crate::task::{Cause, FailureKind, Receipt, cause_of_chunk, internal};
 
 /// A source of the stage with its cached decoded chunks.
@@ -19,6 +20,32 @@ use crate::task::{Cause, FailureKind, Receipt, cause_of_chunk, internal};
 pub(crate) struct OpenSource {
     pub(crate) source: Source,
     pub(crate) chunks: Lru<Buffer>,
+    pub(crate) sizes: EncodedSizes,
+}
+
+/// The encoded sizes of a source's chunks, as far as they were read.
+#[derive(Debug, Default)]
+pub(crate) struct EncodedSizes {
+    /// An exponentially weighted mean in bytes; `None` before the first chunk.
+    mean: Option<f64>,
+}
+
+impl EncodedSizes {
+    /// Adds the size of a chunk.
+    pub(crate) fn add(&mut self, bytes: u64) {
+        let bytes = bytes as f64;
+        self.mean = Some(self.mean.map_or(bytes, |mean| 0.75 * mean + 0.25 * bytes));
+    }
+
+    /// Returns the estimated bytes that the transfer of a chunk holds. Before the first chunk,
+    /// compression to half the size is assumed.
+    pub(crate) fn estimate(&self, access: &ChunkAccess) -> u64 {
+        let len = match self.mean {
+            Some(mean) => (1.05 * mean) as u64,
+            None => access.typical_bytes(),
+        };
+        transfer_bytes(len)
+    }
 }
 
 impl OpenSource {
@@ -26,10 +53,16 @@ impl OpenSource {
     pub(crate) fn fetch(
         &mut self,
         coords: &[u64],
-        begun: Option<PendingRead>,
+        begun: Option<BegunRead>,
         resources: &mut WorkerResources,
     ) -> Result<(), ChunkError> {
+        let (before, is_begun) = (resources.traffic.bytes_read, begun.is_some());
         if let Some(block) = self.source.read(coords, begun, resources)? {
+            let encoded = resources.traffic.bytes_read - before;
+            // The chunks of a shard that was read whole add no bytes.
+            if encoded > 0 && (is_begun || !self.source.is_sharded()) {
+                self.sizes.add(encoded);
+            }
             self.chunks.push(coords, block);
         }
         Ok(())
@@ -84,6 +117,10 @@ impl Source {
         }
     }
 
+    fn is_sharded(&self) -> bool {
+        self.info().shard.is_some()
+    }
+
     pub(crate) fn stored_shape(&self, coords: &[u64]) -> Vec<u64> {
         match self {
             Source::Chunks(access, _) => access.stored_shape(coords),
@@ -97,7 +134,7 @@ impl Source {
     fn read(
         &mut self,
         coords: &[u64],
-        begun: Option<PendingRead>,
+        begun: Option<BegunRead>,
         resources: &mut WorkerResources,
     ) -> Result<Option<Buffer>, ChunkError> {
         match self {

@@ -4,7 +4,7 @@
 //! the plan and storage, and uses one thread. It opens a stage (`open_stage`) and runs each task
 //! through the stage's program (`steps`). The steps take and release buffers, load blocks (`load`),
 //! run the stage's kernel, and store results. Chunks that are read over a network are prefetched
-//! (`prefetch`).
+//! (`prefetch`), as far as the worker's [window](crate::memory::window) has room.
 
 mod load;
 mod open_stage;
@@ -20,12 +20,13 @@ use crate::machine;
 use crate::memory::Arena;
 use crate::plan::{FinalizedPlan, StageId};
 use crate::state::{TaskState, overrun};
-use crate::storage::Stores;
 use crate::storage::codec::Contexts;
 use crate::storage::reader::WorkerResources;
+use crate::storage::{PendingWrite, Stores};
 use crate::system::System;
 use crate::task::{
     Cause, FailureKind, RunAddress, TaskFailure, TaskOutcome, TaskReport, TaskRequest, internal,
+    kind_of_storage,
 };
 use crate::user::KernelRegistry;
 
@@ -120,15 +121,45 @@ pub struct Worker {
     open: Option<OpenStage>,
 }
 
+/// A request whose tasks are computed. Their results are not necessarily durable yet.
+#[derive(Debug)]
+pub struct ComputedRequest {
+    outcome: TaskOutcome,
+    /// The writes in flight, with their tasks.
+    writes: Vec<(u64, PendingWrite)>,
+    /// The name of the stage.
+    stage: String,
+}
+
+impl ComputedRequest {
+    /// Returns true if all results are durable.
+    pub fn is_durable(&self) -> bool {
+        self.writes.is_empty()
+    }
+
+    /// Waits until the results are durable. A failed write is the failure of its task; that task
+    /// and later ones count as not done.
+    pub fn wait(mut self) -> TaskOutcome {
+        for (task, write) in std::mem::take(&mut self.writes) {
+            if let Err(error) = write.wait() {
+                self.outcome.done.retain(|report| report.task < task);
+                self.fail(task, (kind_of_storage(&error), error.to_string()));
+                break;
+            }
+        }
+        self.outcome
+    }
+
+    fn fail(&mut self, task: u64, (kind, message): Cause) {
+        let stage = self.stage.clone();
+        self.outcome.failure = Some(TaskFailure { kind, message, stage, task });
+    }
+}
+
 impl Worker {
     /// Creates a worker without an open stage.
     pub fn new(context: RunContext, name: String) -> Worker {
-        let resources = WorkerResources {
-            arena: Arena::new(0),
-            contexts: Contexts::default(),
-            traffic: Default::default(),
-        };
-        Worker { context, name, resources, open: None }
+        Worker { context, name, resources: WorkerResources::new(0), open: None }
     }
 
     /// Returns the worker's name in outcomes.
@@ -138,34 +169,43 @@ impl Worker {
 
     /// Runs the tasks of a request in sequence, until one fails.
     pub fn run(&mut self, request: &TaskRequest) -> TaskOutcome {
-        let mut outcome = TaskOutcome {
-            request: request.clone(),
-            worker: self.name.clone(),
-            done: Vec::new(),
-            failure: None,
-            worker_peak_bytes: None,
+        self.compute(request).wait()
+    }
+
+    /// Computes the tasks of a request in sequence, until one fails. Writes of their results may
+    /// be in flight when this returns.
+    pub fn compute(&mut self, request: &TaskRequest) -> ComputedRequest {
+        let stages = &self.context.plan.plan().stages;
+        let stage = stages.get(request.stage.0).map(|s| s.name.clone()).unwrap_or_default();
+        let mut computed = ComputedRequest {
+            outcome: TaskOutcome {
+                request: request.clone(),
+                worker: self.name.clone(),
+                done: Vec::new(),
+                failure: None,
+                worker_peak_bytes: None,
+            },
+            writes: Vec::new(),
+            stage,
         };
+        let mut prefetch = Prefetch::of(request);
         for task in request.first..request.first.saturating_add(request.count) {
-            match self.run_task(request, task) {
-                Ok(report) => outcome.done.push(report),
-                Err((kind, message)) => {
-                    let stage = self
-                        .context
-                        .plan
-                        .plan()
-                        .stages
-                        .get(request.stage.0)
-                        .map(|s| s.name.clone())
-                        .unwrap_or_default();
-                    outcome.failure = Some(TaskFailure { kind, message, stage, task });
-                    // The buffers of the failed task are lost, so the worker starts with an empty
+            match self.run_task(request, task, &mut prefetch) {
+                Ok(report) => {
+                    let writes = std::mem::take(&mut self.resources.writes);
+                    computed.writes.extend(writes.into_iter().map(|write| (task, write)));
+                    computed.outcome.done.push(report);
+                }
+                Err(cause) => {
+                    computed.fail(task, cause);
+                    // The buffers of the failed task are lost, so the worker starts with empty
                     // resources.
                     self.release();
                     break;
                 }
             }
         }
-        outcome
+        computed
     }
 
     /// Releases all memory and the open stage, for a worker that has to wait.
@@ -173,6 +213,7 @@ impl Worker {
         self.open = None;
         self.resources.arena = Arena::new(0);
         self.resources.contexts = Contexts::default();
+        self.resources.writes.clear();
     }
 
     /// Opens a stage, unless it is open.
@@ -183,14 +224,22 @@ impl Worker {
         if let Some(previous) = &mut self.open {
             previous.sources.iter_mut().for_each(|s| s.clear(&mut self.resources));
         }
-        self.resources.arena.set_limit(self.context.plan.layout(stage).estimate.per_task());
+        let layout = self.context.plan.layout(stage);
+        self.resources.arena.set_limit(layout.estimate.per_task());
+        self.resources.arena.lend(layout.window_bytes);
+        self.resources.window.set_capacity(layout.window_bytes, layout.writes_ahead);
         // The codec contexts of another stage are not part of this stage's projection.
         self.resources.contexts = Contexts::default();
         self.open = Some(self.context.open_stage(stage)?);
         Ok(())
     }
 
-    fn run_task(&mut self, request: &TaskRequest, number: u64) -> Result<TaskReport, Cause> {
+    fn run_task(
+        &mut self,
+        request: &TaskRequest,
+        number: u64,
+        prefetch: &mut Prefetch,
+    ) -> Result<TaskReport, Cause> {
         let stage_id = request.stage;
         let system = self.context.stores.system().clone();
         let (start, cpu) = (system.now(), machine::thread_cpu_ns());
@@ -230,13 +279,7 @@ impl Worker {
             system: &system,
             timeout: request.timeout_ms.map(|ms| (start, Duration::from_millis(ms))),
         };
-        Execution {
-            task: &mut task,
-            compiled: open.compiled.as_mut(),
-            prefetch: Prefetch::default(),
-            limits,
-        }
-        .run()?;
+        Execution { task: &mut task, compiled: open.compiled.as_mut(), prefetch, limits }.run()?;
         let receipts = task.receipts;
         Ok(TaskReport {
             task: number,

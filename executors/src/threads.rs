@@ -1,9 +1,12 @@
 //! Executors in this process.
 
+use std::sync::mpsc::{self, SendError, Sender};
+use std::sync::{Mutex, PoisonError};
+
 use freestone_engine::executor::{Executor, ExecutorError, Next, TaskSource};
 use freestone_engine::panics;
 use freestone_engine::task::TaskOutcome;
-use freestone_engine::worker::{RunContext, Worker};
+use freestone_engine::worker::{ComputedRequest, RunContext, Worker};
 use freestone_worker::panicked;
 
 /// An executor that runs requests in sequence on the calling thread.
@@ -28,7 +31,7 @@ impl Executor for Serial {
     }
 
     fn run(&self, context: &RunContext, source: &dyn TaskSource) -> Result<(), ExecutorError> {
-        work(context, source, "main");
+        with_finisher(source, |finisher| work(context, source, finisher, "main"));
         Ok(())
     }
 }
@@ -69,31 +72,80 @@ impl Executor for Threads {
             .thread_name(|i| format!("freestone-{i}"))
             .build()
             .map_err(|e| ExecutorError::Threads(e.to_string()))?;
-        pool.broadcast(|thread| work(context, source, &format!("thread {}", thread.index())));
+        with_finisher(source, |finisher| {
+            pool.broadcast(|thread| {
+                work(context, source, finisher, &format!("thread {}", thread.index()));
+            });
+        });
         Ok(())
     }
 }
 
+/// The sender of computed requests to the thread that waits for their writes.
+type Finisher = Mutex<Sender<ComputedRequest>>;
+
+/// Calls `run` while another thread waits for the writes of computed requests and returns their
+/// outcomes. All outcomes are returned when this returns.
+fn with_finisher(source: &dyn TaskSource, run: impl FnOnce(&Finisher)) {
+    let (send, receive) = mpsc::channel::<ComputedRequest>();
+    std::thread::scope(|scope| {
+        let finish = move || {
+            // A panic of an observer must not lose the outcomes of other requests.
+            let mut panic = None;
+            for computed in receive {
+                let finished = panics::caught(|| source.finished(computed.wait()));
+                panic = panic.or(finished.err());
+            }
+            if let Some(message) = panic {
+                std::panic::resume_unwind(Box::new(message));
+            }
+        };
+        // Without the thread, `send` fails and each worker waits for its own writes.
+        let _ = std::thread::Builder::new()
+            .name("freestone-writes".to_owned())
+            .spawn_scoped(scope, finish);
+        let finisher = Mutex::new(send);
+        run(&finisher);
+        drop(finisher);
+    });
+}
+
+/// Returns the outcome of a computed request to the source, once its results are durable.
+fn finish(source: &dyn TaskSource, finisher: &Finisher, computed: ComputedRequest) {
+    let computed = if computed.is_durable() {
+        computed
+    } else {
+        let sender = finisher.lock().unwrap_or_else(PoisonError::into_inner);
+        match sender.send(computed) {
+            Ok(()) => return,
+            Err(SendError(computed)) => computed,
+        }
+    };
+    source.finished(computed.wait());
+}
+
 /// Runs requests with one worker until the source stops.
-fn work(context: &RunContext, source: &dyn TaskSource, name: &str) {
+fn work(context: &RunContext, source: &dyn TaskSource, finisher: &Finisher, name: &str) {
     let mut worker = Worker::new(context.clone(), name.to_owned());
     loop {
         match source.try_next() {
             Next::Run(request) => {
                 // A panic is a defect that must end the run. Without an outcome the other threads
                 // would wait forever.
-                let ran = panics::caught(|| worker.run(&request)).unwrap_or_else(|panic| {
-                    worker = Worker::new(context.clone(), name.to_owned());
-                    let failure = Some(panicked(context, &request, &panic));
-                    TaskOutcome {
-                        request,
-                        worker: name.to_owned(),
-                        done: Vec::new(),
-                        failure,
-                        worker_peak_bytes: None,
+                match panics::caught(|| worker.compute(&request)) {
+                    Ok(computed) => finish(source, finisher, computed),
+                    Err(panic) => {
+                        worker = Worker::new(context.clone(), name.to_owned());
+                        let failure = Some(panicked(context, &request, &panic));
+                        source.finished(TaskOutcome {
+                            request,
+                            worker: name.to_owned(),
+                            done: Vec::new(),
+                            failure,
+                            worker_peak_bytes: None,
+                        });
                     }
-                });
-                source.finished(ran);
+                }
             }
             Next::Wait => {
                 // A waiting worker releases its memory for the others.

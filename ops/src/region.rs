@@ -4,8 +4,6 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use freestone_engine::grid::{AxisGrid, ChunkGrid};
-use freestone_engine::memory::Arena;
-use freestone_engine::storage::codec::Contexts;
 use freestone_engine::storage::metadata::{MetadataError, open_array};
 use freestone_engine::storage::packing::Packing;
 use freestone_engine::storage::reader::{ChunkAccess, ShardCache, WorkerResources};
@@ -305,11 +303,7 @@ fn values(stored: &StoredArray) -> Result<Vec<u8>, Search> {
         |e: &dyn std::fmt::Display| Search::Why(format!("its coordinate cannot be read: {e}"));
     let access = ChunkAccess::new(Arc::clone(&stored.store), &stored.path, &stored.info)
         .map_err(|e| failed(&e))?;
-    let mut resources = WorkerResources {
-        arena: Arena::new(4 * MAX_COORDINATE_BYTES),
-        contexts: Contexts::default(),
-        traffic: Default::default(),
-    };
+    let mut resources = WorkerResources::new(4 * MAX_COORDINATE_BYTES);
     let (mut bytes, mut cache) = (Vec::with_capacity(n_bytes as usize), ShardCache::default());
     for chunk in 0..stored.info.grid.n_chunks() {
         let block = access.read(&[chunk], &mut resources, &mut cache).map_err(|e| failed(&e))?;

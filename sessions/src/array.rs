@@ -7,12 +7,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use freestone_engine::grid::{ChunkGrid, Region};
-use freestone_engine::memory::Arena;
-use freestone_engine::storage::codec::Contexts;
 use freestone_engine::storage::metadata::open_array;
-use freestone_engine::storage::reader::{
-    ChunkAccess, ShardCache, Traffic, WorkerResources, Written,
-};
+use freestone_engine::storage::reader::{ChunkAccess, ShardCache, WorkerResources, Written};
 use freestone_engine::storage::{ArrayInfo, Store, StoredArray};
 
 use crate::error::Error;
@@ -36,11 +32,7 @@ impl SessionArray {
         let access = ChunkAccess::new(shared, path, &stored.info)?;
         let objects = stored.info.objects();
         // There is no limit, because the caller holds the values and no projection exists.
-        let resources = WorkerResources {
-            arena: Arena::new(1 << 60),
-            contexts: Contexts::default(),
-            traffic: Traffic::default(),
-        };
+        let resources = WorkerResources::new(1 << 60);
         Ok(SessionArray { store: Arc::clone(store), stored, access, objects, resources })
     }
 

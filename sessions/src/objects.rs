@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use freestone_engine::kernels::Buffer;
-use freestone_engine::storage::{ByteRange, PendingRead, StorageError, Store};
+use freestone_engine::storage::{Admit, ByteRange, PendingRead, StorageError, Store};
 use icechunk::asset_manager::AssetManager;
 use icechunk::format::ChunkId;
 
@@ -74,13 +74,13 @@ impl Objects {
         id: &ChunkId,
         offset: u64,
         len: u64,
-        into: Buffer,
-    ) -> Result<PendingRead, Buffer> {
+        admit: Admit,
+    ) -> Option<PendingRead> {
         match self {
             Objects::Store(store) => {
-                store.begin_read(&key(id), Some(ByteRange::At { offset, len }), len, into)
+                store.begin_read(&key(id), Some(ByteRange::At { offset, len }), len, admit)
             }
-            Objects::Memory(_) => Err(into),
+            Objects::Memory(_) => None,
         }
     }
 

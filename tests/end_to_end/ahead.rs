@@ -1,5 +1,5 @@
-//! Prefetch of chunks from remote stores: each chunk once, none in vain, as many as the projection
-//! allows.
+//! Transfers ahead of remote stores: each chunk is read once, none in vain, as many as the window
+//! allows; writes are in flight while the next tasks compute.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,14 +10,16 @@ use freestone::{
 };
 use freestone_engine::kernels::Buffer;
 use freestone_engine::plan::{Place as ArrayPlace, PlanArray, StageId};
-use freestone_engine::storage::{ByteRange, PendingRead, StorageError, Store};
+use freestone_engine::storage::{
+    Admit, ByteRange, PendingRead, PendingWrite, ReadOutcome, SharedBytes, StorageError, Store,
+};
 
 use crate::support::{Place, tree};
 
 /// A remote store that counts requests.
 #[derive(Debug)]
 pub struct FarAway {
-    store: MemoryStore,
+    store: Arc<MemoryStore>,
     /// The number of reads of each chunk object.
     reads: Mutex<BTreeMap<String, usize>>,
     waited_for: AtomicUsize,
@@ -25,17 +27,25 @@ pub struct FarAway {
     most: AtomicUsize,
     /// The object whose reads fail after they have started.
     broken: Mutex<Option<String>>,
+    /// The objects whose next write fails after it has started.
+    unwritable: Arc<Mutex<Vec<String>>>,
+    /// The current and the maximum number of writes in flight.
+    writes: Arc<AtomicUsize>,
+    most_writes: AtomicUsize,
 }
 
 impl FarAway {
     pub fn new() -> FarAway {
         FarAway {
-            store: MemoryStore::new(),
+            store: Arc::new(MemoryStore::new()),
             reads: Mutex::default(),
             waited_for: AtomicUsize::default(),
             under_way: Arc::default(),
             most: AtomicUsize::default(),
             broken: Mutex::default(),
+            unwritable: Arc::default(),
+            writes: Arc::default(),
+            most_writes: AtomicUsize::default(),
         }
     }
 
@@ -76,7 +86,6 @@ impl Store for FarAway {
     forward_store!(store: write remove list sync remove_partial_writes);
     forward_store!(store: lock is_locked size modified blocking_file);
     parts_by_whole_objects!();
-    no_shared_writes!();
 
     fn url(&self) -> &str {
         "s3://bucket/archive"
@@ -103,12 +112,12 @@ impl Store for FarAway {
         key: &str,
         range: Option<ByteRange>,
         limit: u64,
-        mut into: Buffer,
-    ) -> Result<PendingRead, Buffer> {
+        admit: Admit,
+    ) -> Option<PendingRead> {
         self.note(key);
         let under_way = self.under_way.fetch_add(1, Ordering::Relaxed) + 1;
         self.most.fetch_max(under_way, Ordering::Relaxed);
-        let mut read = self.store.read(key, range, limit, &mut into);
+        let mut read = ReadOutcome::read_now(&*self.store, key, range, limit, admit);
         if self.broken.lock().unwrap().as_deref() == Some(key) {
             read = Err(StorageError::Io {
                 place: key.to_owned(),
@@ -118,9 +127,30 @@ impl Store for FarAway {
             });
         }
         let counted = UnderWay(Arc::clone(&self.under_way));
-        Ok(PendingRead::new(move || {
+        Some(PendingRead::new(move || {
             drop(counted);
-            read.map(|found| (found, into))
+            read
+        }))
+    }
+
+    /// Writes the object when it is waited for.
+    fn begin_shared_write(&self, key: &str, bytes: &SharedBytes) -> Option<PendingWrite> {
+        let in_flight = self.writes.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most_writes.fetch_max(in_flight, Ordering::Relaxed);
+        let (store, key) = (Arc::clone(&self.store), key.to_owned());
+        let (unwritable, counted) =
+            (Arc::clone(&self.unwritable), UnderWay(Arc::clone(&self.writes)));
+        let (bytes, mut counted) = (Arc::clone(bytes), Some(counted));
+        Some(PendingWrite::new(move |_| {
+            counted.take();
+            let mut unwritable = unwritable.lock().unwrap();
+            if let Some(at) = unwritable.iter().position(|k| *k == key) {
+                unwritable.remove(at);
+                let (action, message, transient) = ("write", "the line was cut".into(), true);
+                let place = key.clone();
+                return Some(Err(StorageError::Io { place, action, message, transient }));
+            }
+            Some(store.write(&key, (*bytes).as_ref()))
         }))
     }
 
@@ -223,7 +253,8 @@ impl Bench {
                 .any(|i| i.sources.iter().any(|a| is_far(plan.plan().array(*a))))
         });
         let (tasks, ahead) = reading.fold((0, 0), |(n, most), s| {
-            (n + plan.plan().stages[s.0].n_tasks() as usize, most.max(plan.layout(s).prefetch))
+            let layout = plan.layout(s);
+            (n + plan.plan().stages[s.0].n_tasks() as usize, most.max(layout.window_requests))
         });
         println!("{name}: {reads} reads of {tasks} tasks, {waited} waited for, {ahead} ahead");
         assert_eq!(reads, expect, "{name}: nothing is read that is not wanted");
@@ -232,12 +263,11 @@ impl Bench {
             waited <= if ahead > 0 { tasks } else { reads },
             "{name}: of each task, the first is waited for"
         );
-        // The read that is waited for is not prefetched.
-        assert!(most <= ahead + 1, "{name}: {most} under way, {ahead} projected");
+        assert!(most <= ahead, "{name}: {most} under way, {ahead} projected");
         assert_eq!(
             self.far.under_way.load(Ordering::Relaxed),
             0,
-            "{name}: each that was begun is waited for"
+            "{name}: each that was begun is waited for or cancelled"
         );
         assert!(plan.projected_mem() <= self.spec.allowed_mem);
     }
@@ -287,9 +317,97 @@ fn failed_prefetches_are_reported() {
     bench.check("means", 18, true, &|a, _| a.mean(0));
 }
 
-/// With less memory, fewer chunks are prefetched, down to none; no plan is refused.
+/// A shard of which most chunks are needed is read by one request, another one chunk by chunk.
 #[test]
-fn prefetch_shrinks_with_memory() {
+fn whole_shards_are_prefetched() {
+    let bench = Bench::new(CodecName::Zstd(1));
+    let far: Arc<dyn Store> = Arc::clone(&bench.far) as Arc<dyn Store>;
+    let values = freestone::random_normal([60, 48], 0.0, 1.0, 7, DType::Float64, [20, 24]);
+    for store in [&far, &bench.near] {
+        let stores = Stores::default();
+        stores.insert(Arc::clone(store));
+        let target = Target::array(&values, format!("{}/s", store.url())).with_stores(&stores);
+        let target = target.chunks([5, 12]).shards([20, 24]);
+        freestone::run(&freestone::plan(&[target], &bench.spec).unwrap(), &bench.spec, &Serial)
+            .unwrap();
+        // A missing shard consists of fill values.
+        store.remove("s/c/1/1").unwrap();
+    }
+    let check = |name: &str, expect: usize, expression: &dyn Fn(&Array) -> Array| {
+        let run = |store: &Arc<dyn Store>, to: &str| {
+            let array = expression(&freestone::open_in(store, "s").unwrap());
+            let target = Target::array(&array, bench.place.at(to));
+            freestone::run(&freestone::plan(&[target], &bench.spec).unwrap(), &bench.spec, &Serial)
+                .unwrap();
+        };
+        run(&bench.near, &format!("{name}-near"));
+        bench.far.reset();
+        run(&far, &format!("{name}-far"));
+        let [near, far] = ["near", "far"].map(|to| tree(bench.place.at(&format!("{name}-{to}"))));
+        assert_eq!(near, far, "{name}");
+        assert_eq!(bench.far.counts().0, expect, "{name}");
+        assert_eq!(bench.far.under_way.load(Ordering::Relaxed), 0, "{name}");
+    };
+    check("means", 6, &|s| s.mean(0));
+    // Blocks alternate between shards, so each chunk is read by itself, and each index again.
+    check("sums of rows", 68, &|s| s.sum(1));
+    check("all", 6, &|s| s.max(()));
+    // One row of chunks in one shard row: an index and two chunks of each of two shards.
+    check("a row", 6, &|s| s.index(freestone::s![0..5, ..]).sum(0));
+}
+
+/// Writes are in flight together, and the result is complete when the run ends. A failed write is
+/// retried.
+#[test]
+fn writes_are_in_flight_together() {
+    let bench = Bench::new(CodecName::Zstd(1));
+    let far: Arc<dyn Store> = Arc::clone(&bench.far) as Arc<dyn Store>;
+    let stores = Stores::default();
+    stores.insert(Arc::clone(&far));
+    let run = |name: &str, threads: usize, broken: &[&str]| {
+        *bench.far.unwritable.lock().unwrap() = broken.iter().map(|k| (*k).to_owned()).collect();
+        let far = freestone::open_in(&bench.near, "a").unwrap() + 1.0;
+        let target =
+            Target::array(&far, format!("{}/{name}", bench.far.url())).with_stores(&stores);
+        let planned = freestone::plan(&[target], &bench.spec).unwrap();
+        let layout = planned.finalized().layout(StageId(0));
+        assert!(layout.window_bytes > 0 && layout.writes_ahead);
+        let report =
+            freestone::run(&planned, &bench.spec, &freestone::Threads::new(threads)).unwrap();
+        assert_eq!(bench.far.writes.load(Ordering::Relaxed), 0);
+        assert_eq!(report.retries, broken.len() as u64, "{name}");
+        let mut expect = BTreeMap::new();
+        for (key, bytes) in tree_of(&bench.far.store, "whole") {
+            expect.insert(key, bytes);
+        }
+        if name != "whole" {
+            assert_eq!(tree_of(&bench.far.store, name), expect);
+        }
+    };
+    run("whole", 1, &[]);
+    run("retried", 1, &["retried/c/2/1", "retried/c/5/2"]);
+    run("threads", 3, &["threads/c/0/0"]);
+    assert!(bench.far.most_writes.load(Ordering::Relaxed) > 1);
+}
+
+/// Returns the chunks below a folder of a store, by their keys in the folder.
+fn tree_of(store: &MemoryStore, folder: &str) -> BTreeMap<String, Vec<u8>> {
+    let mut chunks = BTreeMap::new();
+    for row in store.list(&format!("{folder}/c/")).unwrap() {
+        for column in store.list(&format!("{folder}/c/{row}/")).unwrap() {
+            let mut bytes = Buffer::zeroed(1 << 20);
+            let key = format!("c/{row}/{column}");
+            assert!(store.read(&format!("{folder}/{key}"), None, 1 << 20, &mut bytes).unwrap());
+            chunks.insert(key, bytes.bytes().to_vec());
+        }
+    }
+    assert_eq!(chunks.len(), 18);
+    chunks
+}
+
+/// With less memory, the window is smaller, down to none; no plan is refused.
+#[test]
+fn windows_shrink_with_memory() {
     let bench = Bench::new(CodecName::Zstd(1));
     let plan = |allowed_mem| {
         let spec = Spec { allowed_mem, ..bench.spec.clone() };
@@ -298,14 +416,17 @@ fn prefetch_shrinks_with_memory() {
             &spec,
         )
         .unwrap();
-        (planned.finalized().layout(StageId(0)).prefetch, planned.finalized().projected_mem())
+        (planned.finalized().layout(StageId(0)).window_bytes, planned.finalized().projected_mem())
     };
     let mut found = vec![plan(60_000_000)];
-    while let Some((ahead, projected)) = found.last().copied()
-        && ahead > 0
+    while let Some((window, projected)) = found.last().copied()
+        && window > 0
     {
         found.push(plan(projected - 1));
     }
-    assert_eq!(found.iter().map(|(ahead, _)| *ahead).collect::<Vec<_>>(), [4, 3, 2, 1, 0]);
-    assert!(found.is_sorted_by(|(_, more), (_, less)| more > less));
+    assert!(found.len() > 2, "{found:?}");
+    assert!(found.is_sorted_by(|(a, more), (b, less)| a > b && more > less), "{found:?}");
+    // The window is the only difference.
+    let (last, without) = (found[0], found[found.len() - 1]);
+    assert!(last.1 - without.1 >= last.0, "{found:?}");
 }

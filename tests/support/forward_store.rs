@@ -81,9 +81,9 @@ macro_rules! no_read_ahead {
             _key: &str,
             _range: Option<freestone_engine::storage::ByteRange>,
             _limit: u64,
-            into: freestone_engine::kernels::Buffer,
-        ) -> Result<freestone_engine::storage::PendingRead, freestone_engine::kernels::Buffer> {
-            Err(into)
+            _admit: freestone_engine::storage::Admit,
+        ) -> Option<freestone_engine::storage::PendingRead> {
+            None
         }
     };
 }

@@ -41,7 +41,7 @@ pub struct SourceLayout {
     pub slot: Option<SlotId>,
     /// True if chunks remain in memory from block to block and from task to task.
     pub retained: bool,
-    /// True if chunks can be prefetched: each is an object that is read over a network.
+    /// True if chunks can be prefetched: they are read over a network.
     pub prefetch: bool,
 }
 
@@ -86,8 +86,12 @@ pub struct StageLayout {
     /// The slots of a stage kind's own buffers between loading and computing, such as the packed
     /// operands of a product.
     pub packed: Vec<Option<SlotId>>,
-    /// The maximum number of prefetched chunks in flight while an earlier chunk is processed.
-    pub prefetch: usize,
+    /// The bytes of transfers in flight besides the chunk that is processed.
+    pub window_bytes: u64,
+    /// True if some of these transfers may be writes.
+    pub writes_ahead: bool,
+    /// The maximum number of prefetched objects in flight.
+    pub window_requests: usize,
 }
 
 /// The size that represents an overflow. No memory limit admits it.
@@ -259,7 +263,17 @@ impl StageLayout {
         let Builder { mut program, sources, inputs, outputs, packed, .. } = builder;
         program.steps = holding(&held, steps);
         let estimate = program.estimate(scope.process_mem)?.with_repositories(scope.repository_mem);
-        Ok(StageLayout { program, estimate, sources, inputs, outputs, packed, prefetch: 0 })
+        Ok(StageLayout {
+            program,
+            estimate,
+            sources,
+            inputs,
+            outputs,
+            packed,
+            window_bytes: 0,
+            window_requests: 0,
+            writes_ahead: false,
+        })
     }
 
     /// Returns true if a stage fits within the soft memory limit of a task.

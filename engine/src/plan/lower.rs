@@ -376,6 +376,7 @@ impl<'a> Lowering<'a> {
             arrays: &self.arrays,
             remote_work: is_remote_url(&self.spec.work_dir),
             soft_mem: self.spec.soft_mem(),
+            parallelism: self.spec.parallelism,
             process_mem: self.reserved_mem().saturating_add(repository_mem),
             repository_mem,
         }

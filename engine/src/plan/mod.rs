@@ -332,7 +332,7 @@ impl Plan {
                 }
                 other => other,
             })?;
-            layouts.push(StageLayout::of(scope, stage)?.with_prefetch(scope, stage)?);
+            layouts.push(StageLayout::of(scope, stage)?.with_window(scope, stage)?);
         }
         self.check_writers()?;
         let worst = layouts.iter().zip(&self.stages).max_by_key(|(l, _)| l.estimate.total());
@@ -358,6 +358,7 @@ impl Plan {
             arrays: &self.arrays,
             remote_work: self.remote_work,
             soft_mem: self.soft_mem,
+            parallelism: self.parallelism,
             process_mem: self.process_mem(),
             repository_mem: self.repository_mem(),
         }

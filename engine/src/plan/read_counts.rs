@@ -29,8 +29,8 @@ struct Count {
     bytes: f64,
     whole_bytes: f64,
     parts: bool,
-    /// The shard whose index was read last.
-    shard: Option<Vec<u64>>,
+    /// The shard that was read last, and the number of its chunks that were read.
+    shard: Option<(Vec<u64>, u64)>,
 }
 
 /// Returns the reads of a stage from each array, in the order of its inputs. Generated arrays count
@@ -122,7 +122,7 @@ impl<'a> Counter<'a> {
         let (counts, left) = (&mut self.counts, &mut self.left);
         let visit = |source: usize, touched: &Touched<'_>| {
             *left = left.checked_sub(1).ok_or(TooMany)?;
-            counts[source].add(scope, stage, layout.sources[source].array, touched);
+            counts[source].add(scope, stage, (layout, source), touched);
             Ok(())
         };
         let region = stage.tasks.region(coords);
@@ -138,8 +138,16 @@ impl<'a> Counter<'a> {
 }
 
 impl Count {
-    fn add(&mut self, scope: Scope<'_>, stage: &Stage, array: ArrayId, touched: &Touched<'_>) {
+    fn add(
+        &mut self,
+        scope: Scope<'_>,
+        stage: &Stage,
+        (layout, source): (&StageLayout, usize),
+        touched: &Touched<'_>,
+    ) {
         let Some(coords) = touched.coords() else { return };
+        let SourceLayout { array, prefetch, .. } = layout.sources[source];
+        let is_ahead = prefetch && layout.window_bytes > 0;
         let info = &scope.array(array).info;
         let size = info.dtype.size() as f64;
         let elements = |shape: &[u64]| shape.iter().fold(1.0, |p, n| p * *n as f64);
@@ -162,12 +170,25 @@ impl Count {
         if let Some(shard) = &info.shard {
             let object: Vec<u64> =
                 coords.iter().zip(&shard.chunks).map(|(c, n)| c / n.max(&1)).collect();
-            if self.shard.as_ref() != Some(&object) {
-                self.requests += 1.0;
-                self.shard = Some(object);
+            let before = match &self.shard {
+                Some((last, n)) if *last == object => *n,
+                _ => {
+                    // The request for the index, or for the whole shard.
+                    self.requests += 1.0;
+                    0
+                }
+            };
+            let is_whole = |n: u64| is_ahead && 2 * n >= shard.n_chunks();
+            match (is_whole(before), is_whole(before + 1)) {
+                (false, false) => self.requests += 1.0,
+                // The chunks so far were counted one by one.
+                (false, true) => self.requests -= before as f64,
+                _ => {}
             }
+            self.shard = Some((object, before + 1));
+        } else {
+            self.requests += 1.0;
         }
-        self.requests += 1.0;
         self.bytes += bytes;
         self.whole_bytes += whole;
     }

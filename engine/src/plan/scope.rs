@@ -15,6 +15,8 @@ pub(crate) struct Scope<'a> {
     pub(crate) remote_work: bool,
     /// The maximum bytes to which a task may grow for optimizations that only save time.
     pub(crate) soft_mem: u64,
+    /// The number of concurrent tasks that the plan is made for.
+    pub(crate) parallelism: u64,
     /// The bytes that a process holds once, for all of its tasks.
     pub(crate) process_mem: u64,
     /// The part of `process_mem` for repositories, in bytes.

@@ -3,6 +3,8 @@
 //! A task reduces its part of the input block by block into accumulators. If there are few tasks
 //! and much input, partial results get arrays of their own, and a second stage merges them.
 
+mod shards;
+
 use freestone_kernels::reduce::{self, Finish, FoldSpec};
 use freestone_kernels::{
     Buffer, DType, Expr, Node as ExprNode, ReduceOp, contiguous_strides, eval,
@@ -130,11 +132,11 @@ impl StageKind for Reduce {
         for (j, fold) in self.folds.iter().enumerate() {
             let bytes = layout.kept_bytes(fold.accumulator().size(), |d| !self.axes.contains(&d));
             accumulators.push(layout.accumulator(j, bytes));
-            // Accumulators that are stored unchanged need no block of their own.
-            let stored_shape =
-                layout.scope.array(layout.stage.outputs[j].array).info.stored_shape.is_some();
-            let stores_accumulators =
-                fold.finish.is_identity(fold.op, fold.values) && !stored_shape;
+            // Accumulators that are stored unchanged, as one object, need no block of their own.
+            let info = &layout.scope.array(layout.stage.outputs[j].array).info;
+            let stores_accumulators = fold.finish.is_identity(fold.op, fold.values)
+                && info.stored_shape.is_none()
+                && info.objects().n_chunks() == layout.stage.n_tasks();
             let block: Vec<SlotId> =
                 if stores_accumulators { Vec::new() } else { vec![layout.output(j)] };
             let finish =
@@ -167,10 +169,6 @@ impl StageKind for Reduce {
 
     fn folds(&self, axis: usize) -> bool {
         self.axes.contains(&axis)
-    }
-
-    fn writes_one_object(&self) -> bool {
-        true
     }
 
     fn compile(&self, _kernels: &KernelRegistry) -> Result<Box<dyn Compiled>, String> {
@@ -301,17 +299,23 @@ impl CompiledReduce {
             .sum()
     }
 
-    /// Converts accumulator `j` to its output block.
+    /// Converts the part of accumulator `j` inside the current object to its output block.
     fn finish(&mut self, j: usize, at: &Position, task: &mut TaskState<'_>) -> Result<(), Cause> {
         let fold = &self.kernel.folds[j];
-        let output = &task.outputs[j];
-        let n =
-            output.objects().region(&at.object).n_elements() as usize * output.info().dtype.size();
+        let size = task.outputs[j].info().dtype.size();
+        let object = task.outputs[j].objects().region(&at.object);
         let mut block = task.room(task.layout.outputs[j].block, task.stored_bytes(j, at) as u64)?;
         let accumulator = task.accumulators[j]
             .as_ref()
             .ok_or_else(|| internal("accumulators exist until the task ends"))?;
-        fold.finish.apply(fold.op, fold.values, accumulator.bytes(), &mut block.bytes_mut()[..n]);
+        let mut out = &mut block.bytes_mut()[..object.n_elements() as usize * size];
+        let held = fold.accumulator().size();
+        shards::rows(&task.stage.outputs[j], &task.region, &object, |first, n| {
+            let row = &accumulator.bytes()[first * held..][..n * held];
+            let (now, rest) = std::mem::take(&mut out).split_at_mut(n * size);
+            fold.finish.apply(fold.op, fold.values, row, now);
+            out = rest;
+        });
         task.blocks[j] = Some(block);
         task.pad(j, at);
         Ok(())
@@ -331,20 +335,21 @@ pub(crate) struct ReduceDraft {
 
 impl DraftKind for ReduceDraft {
     fn stages(&self, draft: &Draft, lowering: &mut Lowering<'_>) -> Vec<Stage> {
-        let groups = self.groups(draft, lowering);
-        let parts: Vec<u64> = self
+        let this = self.over_shards(draft, lowering);
+        let groups = this.whole_shards(draft, lowering, this.groups(draft, lowering));
+        let parts: Vec<u64> = this
             .axes
             .iter()
             .zip(&groups)
             .map(|(a, g)| draft.blocks.axes()[*a].n_chunks().div_ceil(*g).max(1))
             .collect();
         if parts.iter().all(|p| *p <= 1) {
-            return self.joined_stage(draft, lowering).into_iter().collect();
+            return this.joined_stage(draft, lowering).into_iter().collect();
         }
         // Partial results have one element along each reduced axis for each task along that axis.
-        let mut kept_axes = self.kept.iter();
+        let mut kept_axes = this.kept.iter();
         let partial_axes: Vec<AxisGrid> = (0..draft.blocks.axes().len())
-            .map(|d| match self.axes.iter().position(|a| *a == d) {
+            .map(|d| match this.axes.iter().position(|a| *a == d) {
                 Some(i) => AxisGrid::regular(parts[i], 1),
                 None => kept_axes.next().cloned().unwrap_or_else(|| AxisGrid::regular(1, 1)),
             })
@@ -353,13 +358,13 @@ impl DraftKind for ReduceDraft {
         let mut partials = Vec::new();
         let mut combine = Draft {
             name: "combine",
-            kind: AnyDraft::Reduce(self.clone()),
+            kind: AnyDraft::Reduce(this.clone()),
             expr: Expr::new(Vec::new()),
             inputs: Vec::new(),
             outputs: draft.outputs.clone(),
             blocks: partial_grid.clone(),
         };
-        for fold in &self.folds {
+        for fold in &this.folds {
             let dtype = fold.accumulator();
             let info = ArrayInfo::intermediate(dtype, partial_grid.clone(), lowering.spec.codec);
             let name = format!("partial-{}-{:03}", draft.name, lowering.arrays.len());
@@ -374,10 +379,10 @@ impl DraftKind for ReduceDraft {
                 map: ReadMap::identity(&partial_grid.shape()),
             });
         }
-        let first = self.stage(draft, &groups, Some(&partials), lowering);
-        let mut second = self.stage(&combine, &parts, None, lowering);
+        let first = this.stage(draft, &groups, Some(&partials), lowering);
+        let mut second = this.stage(&combine, &parts, None, lowering);
         if let Kernel::Reduce(reduce) = &mut second.kernel {
-            reduce.parts = Some(self.axes.iter().map(|a| first.tasks.axes()[*a].clone()).collect());
+            reduce.parts = Some(this.axes.iter().map(|a| first.tasks.axes()[*a].clone()).collect());
         }
         vec![first, second]
     }

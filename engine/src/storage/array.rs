@@ -44,6 +44,13 @@ pub struct Shard {
     pub index_at_end: bool,
 }
 
+impl Shard {
+    /// Returns the number of chunks of a shard.
+    pub fn n_chunks(&self) -> u64 {
+        self.chunks.iter().fold(1, |n, c| n.saturating_mul(*c))
+    }
+}
+
 /// The encoding of chunk coordinates as keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -151,6 +151,11 @@ impl Codec {
         self.is_plain() && self.filters.is_empty()
     }
 
+    /// Returns true if a compressor determines the encoded size.
+    pub fn is_compressed(&self) -> bool {
+        self.filters.iter().any(|f| !matches!(f, Filter::Crc32c))
+    }
+
     /// Returns the size of a whole decoded chunk in bytes.
     pub fn decoded_bytes(&self) -> u64 {
         self.decoded

@@ -1,8 +1,13 @@
 //! The conformance suite of stores.
 
+use std::sync::Arc;
+
 use freestone_kernels::Buffer;
 
-use super::{ByteRange, ObjectPart, PartsRead, PendingRead, StorageError, Store, read_small};
+use super::{
+    Admit, ByteRange, ObjectPart, PartsRead, PendingRead, ReadOutcome, SharedBytes, StorageError,
+    Store, read_small,
+};
 
 /// Checks that a store, which is empty below `prefix`, fulfils the contract of [`Store`].
 ///
@@ -121,11 +126,31 @@ fn check_parts(store: &dyn Store, prefix: &str) {
         Some(b"onetwo".as_slice()),
         "complete objects are not removed"
     );
-    match store.begin_read(&key("d/parts"), None, 10, Buffer::zeroed(10)).map(PendingRead::wait) {
-        Ok(read) => assert!(read.is_ok_and(|(found, buffer)| found && buffer.bytes() == b"onetwo")),
-        Err(buffer) => assert_eq!(buffer.len(), 10, "the buffer is returned"),
-    }
+    check_transfers(store, prefix);
     store.remove(&key("d/")).unwrap();
+}
+
+#[allow(clippy::panic, clippy::expect_used, clippy::unwrap_used)]
+fn check_transfers(store: &dyn Store, prefix: &str) {
+    let begin = |name: &str, limit, admit: Admit| {
+        store.begin_read(&format!("{prefix}/{name}"), None, limit, admit).map(PendingRead::wait)
+    };
+    let room = || -> Admit { Box::new(|len| Some(Buffer::zeroed(len as usize))) };
+    let Some(found) = begin("d/parts", 10, room()) else { return };
+    let found = found.unwrap();
+    assert!(matches!(&found, ReadOutcome::Found(b) if b.bytes() == b"onetwo"), "{found:?}");
+    let missing = begin("d/none", 10, room()).map(Result::unwrap);
+    assert!(matches!(missing, None | Some(ReadOutcome::Missing)), "{missing:?}");
+    let refused = begin("d/parts", 10, Box::new(|_| None)).unwrap().unwrap();
+    assert!(matches!(refused, ReadOutcome::Refused), "{refused:?}");
+    assert!(matches!(begin("d/parts", 2, room()).unwrap(), Err(StorageError::TooLong { .. })));
+    let bytes: SharedBytes = Arc::new(b"three".to_vec());
+    if let Some(written) = store.begin_shared_write(&format!("{prefix}/d/begun"), &bytes) {
+        written.wait().unwrap();
+        let mut into = Buffer::zeroed(10);
+        assert!(store.read(&format!("{prefix}/d/begun"), None, 10, &mut into).unwrap());
+        assert_eq!(into.bytes(), b"three");
+    }
 }
 
 #[allow(clippy::panic, clippy::expect_used, clippy::unwrap_used)]

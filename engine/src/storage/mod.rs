@@ -49,8 +49,8 @@ pub use lock::Lock;
 pub use memory::{Counts, MemoryStore};
 pub(crate) use store::PART_BYTES;
 pub use store::{
-    ByteRange, ObjectPart, PartsRead, PendingRead, PendingWrite, SharedBytes, Store, read_each,
-    read_small,
+    Admit, ByteRange, ObjectPart, PartsRead, PendingRead, PendingWrite, ReadOutcome, SharedBytes,
+    Store, read_each, read_small,
 };
 pub use stores::{Opener, Stores};
 pub use tiered::TieredStore;

@@ -23,7 +23,10 @@ use super::aws::{self, NoCredentials};
 use super::client::{Connector, Failure, RequestFailed, retry_config};
 use super::lease::{self, Lease};
 use super::lock::LockKind;
-use super::{ByteRange, Lock, PendingRead, PendingWrite, SharedBytes, StorageError, Store};
+use super::{
+    Admit, ByteRange, Lock, PendingRead, PendingWrite, ReadOutcome, SharedBytes, StorageError,
+    Store,
+};
 use crate::retry::Retry;
 use crate::system::System;
 
@@ -136,40 +139,29 @@ impl ObjectStore {
     }
 
     /// Starts a read.
-    #[expect(clippy::too_many_arguments, reason = "internal, called with all parts of a request")]
     fn pending(
         &self,
         runtime: &Runtime,
-        key: &str,
+        place: String,
         path: Path,
-        range: Option<ByteRange>,
-        limit: u64,
-        mut buffer: Buffer,
+        (range, limit): (Option<ByteRange>, u64),
+        admit: Admit,
     ) -> PendingRead {
-        let (backend, place) = (Arc::clone(&self.backend), self.place(key));
-        let begun = begin(runtime, async move {
-            Ok((fetch(&*backend, &path, range, limit, &mut buffer).await, buffer))
-        });
-        PendingRead::new(move || {
-            let dropped = || StorageError::Io {
-                place: place.clone(),
-                action: "read",
-                message: "the request was cancelled".into(),
-                transient: true,
-            };
-            let (read, buffer) = begun.result().and_then(Result::ok).ok_or_else(dropped)?;
-            match outcome(place.clone(), "read", Some(read))? {
-                None => Ok((false, buffer)),
-                Some(Err(len)) => Err(StorageError::TooLong { place, len, limit }),
-                Some(Ok(())) => match range {
-                    Some(ByteRange::At { len, .. } | ByteRange::Last(len))
-                        if (buffer.len() as u64) < len =>
-                    {
-                        Err(StorageError::Truncated { place, wanted: len })
-                    }
-                    _ => Ok((true, buffer)),
-                },
-            }
+        let backend = Arc::clone(&self.backend);
+        let begun =
+            begin(runtime, async move { fetch(&*backend, &path, (range, limit), admit).await });
+        PendingRead::new(move || match outcome(place.clone(), "read", begun.result())? {
+            None => Ok(ReadOutcome::Missing),
+            Some(Fetched::TooLong(len)) => Err(StorageError::TooLong { place, len, limit }),
+            Some(Fetched::Refused) => Ok(ReadOutcome::Refused),
+            Some(Fetched::Read(buffer)) => match range {
+                Some(ByteRange::At { len, .. } | ByteRange::Last(len))
+                    if (buffer.len() as u64) < len =>
+                {
+                    Err(StorageError::Truncated { place, wanted: len })
+                }
+                _ => Ok(ReadOutcome::Found(buffer)),
+            },
         })
     }
 
@@ -284,15 +276,21 @@ impl AsRef<[u8]> for Owned {
     }
 }
 
-/// Reads an object or a range of it, piece by piece, into a buffer with room for `limit` bytes.
-/// Returns the length as the inner error if it exceeds the limit.
+/// The result of [`fetch`].
+enum Fetched {
+    Read(Buffer),
+    /// The object or range has this length, which exceeds the limit.
+    TooLong(u64),
+    Refused,
+}
+
+/// Reads an object or a range of it, piece by piece, into the buffer that `admit` provides.
 async fn fetch(
     backend: &dyn Backend,
     path: &Path,
-    range: Option<ByteRange>,
-    limit: u64,
-    into: &mut Buffer,
-) -> object_store::Result<Result<(), u64>> {
+    (range, limit): (Option<ByteRange>, u64),
+    admit: Admit,
+) -> object_store::Result<Fetched> {
     let range = range.map(|r| match r {
         ByteRange::At { offset, len } => GetRange::Bounded(offset..offset.saturating_add(len)),
         ByteRange::Last(len) => GetRange::Suffix(len),
@@ -311,19 +309,20 @@ async fn fetch(
     let len = found.range.end - found.range.start;
     // The length is known before the body is fetched, so memory use stays within the limit.
     if len > limit {
-        return Ok(Err(len));
+        return Ok(Fetched::TooLong(len));
     }
+    let Some(mut into) = admit(len) else { return Ok(Fetched::Refused) };
     into.set_len(len as usize);
     let (mut pieces, mut end) = (found.into_stream(), 0);
     while let Some(piece) = pieces.try_next().await? {
         match into.bytes_mut().get_mut(end..end + piece.len()) {
             Some(place) => place.copy_from_slice(&piece),
-            None => return Ok(Err((end + piece.len()) as u64)),
+            None => return Ok(Fetched::TooLong((end + piece.len()) as u64)),
         }
         end += piece.len();
     }
     into.set_len(end);
-    Ok(Ok(()))
+    Ok(Fetched::Read(into))
 }
 
 /// Deletes all objects below a path, as pages of one recursive listing arrive. The backend bounds
@@ -358,9 +357,17 @@ impl Store for ObjectStore {
     ) -> Result<bool, StorageError> {
         // The request owns the buffer while it fills it, so that the bytes are in memory only once.
         let (path, buffer) = (self.path(key)?, std::mem::replace(into, Buffer::zeroed(0)));
-        let (found, buffer) = self.pending(runtime()?, key, path, range, limit, buffer).wait()?;
-        *into = buffer;
-        Ok(found)
+        let admit = Box::new(move |_| Some(buffer));
+        match self.pending(runtime()?, self.place(key), path, (range, limit), admit).wait()? {
+            ReadOutcome::Found(buffer) => {
+                *into = buffer;
+                Ok(true)
+            }
+            ReadOutcome::Missing => Ok(false),
+            ReadOutcome::Refused => {
+                Err(StorageError::internal(self.place(key), "a read on demand is admitted"))
+            }
+        }
     }
 
     fn begin_read(
@@ -368,13 +375,11 @@ impl Store for ObjectStore {
         key: &str,
         range: Option<ByteRange>,
         limit: u64,
-        into: Buffer,
-    ) -> Result<PendingRead, Buffer> {
+        admit: Admit,
+    ) -> Option<PendingRead> {
         // An invalid path is reported by `read`.
-        match (self.path(key), runtime()) {
-            (Ok(path), Ok(runtime)) => Ok(self.pending(runtime, key, path, range, limit, into)),
-            _ => Err(into),
-        }
+        let (path, runtime) = (self.path(key).ok()?, runtime().ok()?);
+        Some(self.pending(runtime, self.place(key), path, (range, limit), admit))
     }
 
     fn write(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {

@@ -1,5 +1,7 @@
 //! Reads and writes of one chunk.
 
+mod shards;
+
 use std::sync::Arc;
 
 use freestone_kernels::{Buffer, copy};
@@ -8,9 +10,15 @@ use thiserror::Error;
 
 use super::array::{ArrayInfo, Shard};
 use super::codec::{Codec, CodecError, Contexts};
-use super::{ByteRange, ObjectPart, PartsRead, PendingRead, StorageError, Store, join, shard};
+use super::{
+    ObjectPart, PartsRead, PendingRead, PendingWrite, ReadOutcome, SharedBytes, StorageError,
+    Store, join, shard,
+};
 use crate::grid::ChunkGrid;
+use crate::memory::window::{Permit, Window, transfer_bytes};
 use crate::memory::{Arena, Overrun};
+
+pub use shards::ShardCache;
 
 /// The error of a read or write of a chunk.
 #[derive(Clone, Debug, Error)]
@@ -60,14 +68,43 @@ pub struct WorkerResources {
     pub contexts: Contexts,
     /// The bytes and requests so far.
     pub traffic: Traffic,
+    /// The window of transfers in flight.
+    pub(crate) window: Window,
+    /// The started writes of the current task.
+    pub(crate) writes: Vec<PendingWrite>,
 }
 
-/// The index of the most recently read shard.
-#[derive(Debug, Default)]
-pub struct ShardCache {
-    coords: Vec<u64>,
-    /// Offset and length of each chunk, or `None` if the shard does not exist.
-    entries: Option<Vec<[u64; 2]>>,
+impl WorkerResources {
+    /// Creates resources for tasks whose projection without reserved memory is `limit`.
+    pub fn new(limit: u64) -> WorkerResources {
+        WorkerResources {
+            arena: Arena::new(limit),
+            contexts: Contexts::default(),
+            traffic: Traffic::default(),
+            window: Window::default(),
+            writes: Vec::new(),
+        }
+    }
+}
+
+/// A started read of a chunk, with its part of the worker's window.
+#[derive(Debug)]
+pub(crate) struct BegunRead {
+    pending: PendingRead,
+    /// Held until the bytes are the task's own.
+    permit: Arc<Permit>,
+}
+
+/// The bytes of an object that is being written, with their part of the worker's window.
+struct Payload {
+    bytes: Buffer,
+    _permit: Permit,
+}
+
+impl AsRef<[u8]> for Payload {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes.bytes()
+    }
 }
 
 /// Access to the chunks of an array.
@@ -164,7 +201,7 @@ impl ChunkAccess {
     }
 
     /// Returns the coordinates of the object that contains a chunk.
-    fn object(&self, coords: &[u64]) -> Vec<u64> {
+    pub(crate) fn object(&self, coords: &[u64]) -> Vec<u64> {
         match &self.info.shard {
             Some(shard) => coords.iter().zip(&shard.chunks).map(|(c, n)| c / n).collect(),
             None => coords.to_vec(),
@@ -176,26 +213,32 @@ impl ChunkAccess {
         join(&self.path, &self.info.object_key(&self.object(coords)))
     }
 
-    /// Starts to read a chunk of an array without shards, for
-    /// [`read_pending`](ChunkAccess::read_pending). The buffer has room for
-    /// [`encoded_limit`](ChunkAccess::encoded_limit) bytes. Returns `None` if the store does not
-    /// support this.
-    pub fn begin_read(
-        &self,
-        coords: &[u64],
-        into: Buffer,
-        resources: &mut WorkerResources,
-    ) -> Option<PendingRead> {
-        match self.store.begin_read(&self.key(coords), None, self.encoded_limit(coords), into) {
-            Ok(pending) => {
-                resources.traffic.reads += 1;
-                Some(pending)
-            }
-            Err(into) => {
-                resources.arena.recycle(into);
-                None
-            }
-        }
+    /// Starts to read an object, a chunk or a whole shard, for
+    /// [`read_pending`](ChunkAccess::read_pending). Returns `None` if the store does not support
+    /// this. The permit is resized once the size of the object is known.
+    pub(crate) fn begin_read(&self, object: &[u64], permit: Permit) -> Option<BegunRead> {
+        let permit = Arc::new(permit);
+        let sized = Arc::clone(&permit);
+        let admit = Box::new(move |len: u64| {
+            sized.resize(transfer_bytes(len)).then(|| Buffer::zeroed(len as usize))
+        });
+        let limit = match (&self.info.shard, &self.index) {
+            (Some(shard), Some(index)) => shard::encoded_bound(shard, [&self.codec, index]),
+            _ => self.encoded_limit(object),
+        };
+        let key = join(&self.path, &self.info.object_key(object));
+        let pending = self.store.begin_read(&key, None, limit, admit)?;
+        Some(BegunRead { pending, permit })
+    }
+
+    /// Returns the size of an object in bytes if nothing is known about its contents: half of the
+    /// decoded size if chunks are compressed.
+    pub(crate) fn typical_bytes(&self) -> u64 {
+        let n = self.info.shard.as_ref().map_or(1, Shard::n_chunks);
+        let decoded = self.codec.decoded_bytes();
+        let chunk =
+            if self.codec.is_compressed() { decoded / 2 } else { self.codec.encoded_bound() };
+        n.saturating_mul(chunk)
     }
 
     /// Returns the maximum encoded size of a chunk in bytes.
@@ -226,14 +269,14 @@ impl ChunkAccess {
     ///
     /// # Errors
     /// Returns the errors of [`read`](ChunkAccess::read).
-    pub fn read_pending(
+    pub(crate) fn read_pending(
         &self,
         coords: &[u64],
-        pending: Option<PendingRead>,
+        begun: Option<BegunRead>,
         resources: &mut WorkerResources,
         cache: &mut ShardCache,
     ) -> Result<Buffer, ChunkError> {
-        self.read_any(coords, pending, resources, cache)
+        self.read_any(coords, begun, resources, cache)
             .map_err(|error| self.attribute_damage(coords, error))
     }
 
@@ -260,7 +303,7 @@ impl ChunkAccess {
     fn read_any(
         &self,
         coords: &[u64],
-        pending: Option<PendingRead>,
+        begun: Option<BegunRead>,
         resources: &mut WorkerResources,
         cache: &mut ShardCache,
     ) -> Result<Buffer, ChunkError> {
@@ -270,21 +313,42 @@ impl ChunkAccess {
             CodecError::Overrun(o) => ChunkError::Overrun(o),
             error => ChunkError::Codec { place: self.describe(coords, &key), error },
         };
-        let range = match &self.info.shard {
-            None => None,
-            Some(_) => match self.locate(coords, &key, resources, cache)? {
-                Some(range) => Some(range),
-                None => return self.fill_block(expected, resources),
-            },
-        };
-        let (found, encoded) = match pending {
-            Some(pending) => pending.wait()?,
-            None => {
-                let limit = self.codec.read_limit(expected);
-                let mut encoded = resources.arena.buffer(limit)?;
-                resources.traffic.reads += 1;
-                (self.store.read(&key, range, limit, &mut encoded)?, encoded)
+        let limit = self.codec.read_limit(expected);
+        let (found, encoded) = if self.info.shard.is_some() {
+            if let Some(begun) = begun {
+                self.receive_shard(coords, begun, resources, cache)?;
             }
+            let Some(range) = self.locate(coords, &key, resources, cache)? else {
+                return self.fill_block(expected, resources);
+            };
+            let mut encoded = resources.arena.buffer(limit)?;
+            match cache.copy(range, &mut encoded) {
+                Some(true) => (true, encoded),
+                Some(false) => {
+                    let place = self.describe(coords, &key);
+                    return Err(StorageError::Truncated { place, wanted: range.end() }.into());
+                }
+                None => {
+                    resources.traffic.reads += 1;
+                    let found = self.store.read(&key, Some(range.into()), limit, &mut encoded)?;
+                    resources.traffic.bytes_read += encoded.len() as u64;
+                    (found, encoded)
+                }
+            }
+        } else {
+            let (found, encoded) = match Self::received(begun, resources)? {
+                ReadOutcome::Found(encoded) => (true, encoded),
+                ReadOutcome::Missing => (false, Buffer::zeroed(0)),
+                ReadOutcome::Refused => {
+                    let mut encoded = resources.arena.buffer(limit)?;
+                    resources.traffic.reads += 1;
+                    (self.store.read(&key, None, limit, &mut encoded)?, encoded)
+                }
+            };
+            if found && encoded.bytes() != FILL_MARK {
+                resources.traffic.bytes_read += encoded.len() as u64;
+            }
+            (found, encoded)
         };
         match self.written_by_run {
             Some(WrittenByRun { array, is_complete: true }) if !found => {
@@ -307,10 +371,26 @@ impl ChunkAccess {
             }
             _ => {}
         }
-        resources.traffic.bytes_read += encoded.len() as u64;
         self.codec
             .decode(encoded, expected, &mut resources.arena, &mut resources.contexts)
             .map_err(failed)
+    }
+
+    /// Waits for a started read. Without one, or if it did not fit the window, the result is
+    /// [`ReadOutcome::Refused`].
+    fn received(
+        begun: Option<BegunRead>,
+        resources: &mut WorkerResources,
+    ) -> Result<ReadOutcome, ChunkError> {
+        let Some(begun) = begun else { return Ok(ReadOutcome::Refused) };
+        resources.traffic.reads += 1;
+        let outcome = begun.pending.wait()?;
+        // The bytes are now the task's own.
+        drop(begun.permit);
+        if let ReadOutcome::Found(buffer) = &outcome {
+            resources.arena.accept(buffer)?;
+        }
+        Ok(outcome)
     }
 
     /// Describes a chunk for messages.
@@ -364,67 +444,6 @@ impl ChunkAccess {
         Ok(block)
     }
 
-    /// Returns the range of a chunk in its shard, or `None` if the chunk is not stored.
-    fn locate(
-        &self,
-        coords: &[u64],
-        key: &str,
-        resources: &mut WorkerResources,
-        cache: &mut ShardCache,
-    ) -> Result<Option<ByteRange>, ChunkError> {
-        let (Some(shard), Some(index)) = (&self.info.shard, &self.index) else { return Ok(None) };
-        let object: Vec<u64> = coords.iter().zip(&shard.chunks).map(|(c, n)| c / n).collect();
-        if cache.coords != object || cache.entries.is_none() {
-            let len = index.encoded_bound();
-            let range = if shard.index_at_end {
-                ByteRange::Last(len)
-            } else {
-                ByteRange::At { offset: 0, len }
-            };
-            let mut encoded = resources.arena.buffer(len)?;
-            resources.traffic.reads += 1;
-            let found = self.store.read(key, Some(range), len, &mut encoded)?;
-            *cache = ShardCache { coords: object, entries: None };
-            if found {
-                resources.traffic.bytes_read += len;
-                let place = |error| ChunkError::Codec {
-                    place: format!("shard index of `{}`", self.store.place(key)),
-                    error,
-                };
-                let block = index
-                    .decode(
-                        encoded,
-                        index.decoded_bytes(),
-                        &mut resources.arena,
-                        &mut resources.contexts,
-                    )
-                    .map_err(place)?;
-                cache.entries =
-                    Some(block.as_slice::<u64>().chunks_exact(2).map(|e| [e[0], e[1]]).collect());
-                resources.arena.recycle(block);
-            } else {
-                resources.arena.recycle(encoded);
-            }
-        }
-        let within = coords.iter().zip(&shard.chunks).fold(0, |i, (c, n)| i * n + c % n);
-        let Some(entry) = cache.entries.as_ref().and_then(|e| e.get(within as usize)) else {
-            return Ok(None);
-        };
-        if *entry == shard::ABSENT {
-            return Ok(None);
-        }
-        let [offset, len] = *entry;
-        if len > self.codec.encoded_bound() {
-            return Err(StorageError::TooLong {
-                place: self.store.place(key),
-                len,
-                limit: self.codec.encoded_bound(),
-            }
-            .into());
-        }
-        Ok(Some(ByteRange::At { offset, len }))
-    }
-
     /// Encodes a block of an object's stored shape and writes it. A block of fill values is not
     /// stored.
     ///
@@ -473,14 +492,43 @@ impl ChunkAccess {
         Ok(written)
     }
 
+    /// Starts the write of an object if the store supports this and the window has room. Returns
+    /// false otherwise.
+    fn hand_over(
+        &self,
+        key: &str,
+        parts: &[&[u8]],
+        len: u64,
+        resources: &mut WorkerResources,
+    ) -> bool {
+        if !self.store.is_remote() {
+            return false;
+        }
+        let Some(permit) = resources.window.reserve_write(transfer_bytes(len)) else {
+            return false;
+        };
+        let mut bytes = Buffer::zeroed(len as usize);
+        let mut rest = bytes.bytes_mut();
+        for part in parts {
+            let (now, after) = rest.split_at_mut(part.len());
+            now.copy_from_slice(part);
+            rest = after;
+        }
+        let payload: SharedBytes = Arc::new(Payload { bytes, _permit: permit });
+        let begun = self.store.begin_shared_write(key, &payload);
+        begun.map(|write| resources.writes.push(write)).is_some()
+    }
+
     fn write_object(
         &self,
         key: &str,
         parts: &[&[u8]],
         resources: &mut WorkerResources,
     ) -> Result<Written, ChunkError> {
-        self.store.write_parts(key, parts)?;
         let len = parts.iter().map(|p| p.len() as u64).sum();
+        if !self.hand_over(key, parts, len, resources) {
+            self.store.write_parts(key, parts)?;
+        }
         resources.traffic.writes += 1;
         resources.traffic.bytes_written += len;
         let hash = match parts {

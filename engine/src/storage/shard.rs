@@ -16,8 +16,7 @@ pub(super) const ABSENT: [u64; 2] = [u64::MAX, u64::MAX];
 
 /// Returns the maximum size of an encoded shard in bytes.
 pub(crate) fn encoded_bound(shard: &Shard, [inner, index]: [&Codec; 2]) -> u64 {
-    let n = shard.chunks.iter().fold(1, |n: u64, c| n.saturating_mul(*c));
-    n.saturating_mul(inner.encoded_bound()).saturating_add(index.encoded_bound())
+    shard.n_chunks().saturating_mul(inner.encoded_bound()).saturating_add(index.encoded_bound())
 }
 
 /// Returns the memory that [`encode`] uses in addition to the block and the encoded shard, in

@@ -148,18 +148,18 @@ pub trait Store: Send + Sync + fmt::Debug {
         into: &mut Buffer,
     ) -> Result<bool, StorageError>;
 
-    /// Starts a [`read`](Store::read) without waiting for it.
+    /// Starts a [`read`](Store::read) without waiting for it. Returns `None` if the store does not
+    /// support this, or if the read would not block.
     ///
-    /// # Errors
-    /// Returns `into` if the store does not support this, or if the read would not block.
+    /// `admit` provides the buffer once the number of bytes is known, before they are received.
     fn begin_read(
         &self,
         _key: &str,
         _range: Option<ByteRange>,
         _limit: u64,
-        into: Buffer,
-    ) -> Result<PendingRead, Buffer> {
-        Err(into)
+        _admit: Admit,
+    ) -> Option<PendingRead> {
+        None
     }
 
     /// Reads parts of an object of `size` bytes directly to their destinations.
@@ -270,23 +270,63 @@ pub trait Store: Send + Sync + fmt::Debug {
     }
 }
 
+/// Provides the buffer of a read in progress, given its number of bytes. Returns `None` to refuse
+/// the read, which then transfers nothing more.
+pub type Admit = Box<dyn FnOnce(u64) -> Option<Buffer> + Send>;
+
+/// The result of a read in progress.
+#[derive(Debug)]
+pub enum ReadOutcome {
+    /// The buffer with the bytes that were read.
+    Found(Buffer),
+    /// The object does not exist.
+    Missing,
+    /// [`Admit`] refused the read. The object must be read again.
+    Refused,
+}
+
+impl ReadOutcome {
+    /// Reads with [`Store::read`] into a buffer that `admit` provides. For stores in memory.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Store::read`].
+    pub fn read_now(
+        store: &dyn Store,
+        key: &str,
+        range: Option<ByteRange>,
+        limit: u64,
+        admit: Admit,
+    ) -> Result<ReadOutcome, StorageError> {
+        let mut whole = Buffer::zeroed(limit as usize);
+        if !store.read(key, range, limit, &mut whole)? {
+            return Ok(ReadOutcome::Missing);
+        }
+        Ok(match admit(whole.len() as u64) {
+            Some(mut into) => {
+                into.bytes_mut().copy_from_slice(whole.bytes());
+                ReadOutcome::Found(into)
+            }
+            None => ReadOutcome::Refused,
+        })
+    }
+}
+
 /// A read in progress ([`Store::begin_read`]). Dropping it cancels the read.
-pub struct PendingRead(Box<dyn FnOnce() -> Result<(bool, Buffer), StorageError> + Send>);
+pub struct PendingRead(Box<dyn FnOnce() -> Result<ReadOutcome, StorageError> + Send>);
 
 impl PendingRead {
-    /// Creates a pending read from a function that waits for its result: whether the object exists,
-    /// and the buffer.
+    /// Creates a pending read from a function that waits for its result.
     pub fn new(
-        wait: impl FnOnce() -> Result<(bool, Buffer), StorageError> + Send + 'static,
+        wait: impl FnOnce() -> Result<ReadOutcome, StorageError> + Send + 'static,
     ) -> PendingRead {
         PendingRead(Box::new(wait))
     }
 
-    /// Waits for the read. Returns whether the object exists, and the buffer with its bytes.
+    /// Waits for the read.
     ///
     /// # Errors
     /// Returns the errors of [`Store::read`].
-    pub fn wait(self) -> Result<(bool, Buffer), StorageError> {
+    pub fn wait(self) -> Result<ReadOutcome, StorageError> {
         self.0()
     }
 }
@@ -304,6 +344,9 @@ pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 /// may then be the old or the new one.
 pub struct PendingWrite(WaitFor);
 
+/// The longest wait of [`PendingWrite::wait`] at a time. Requests have timeouts of their own.
+const LONG_WAIT: Duration = Duration::from_secs(60);
+
 /// Waits for a result for at most a given time.
 type WaitFor = Box<dyn FnMut(Duration) -> Option<Result<(), StorageError>> + Send>;
 
@@ -313,6 +356,18 @@ impl PendingWrite {
         wait: impl FnMut(Duration) -> Option<Result<(), StorageError>> + Send + 'static,
     ) -> PendingWrite {
         PendingWrite(Box::new(wait))
+    }
+
+    /// Waits for the write.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Store::write`].
+    pub fn wait(mut self) -> Result<(), StorageError> {
+        loop {
+            if let Some(result) = self.wait_for(LONG_WAIT) {
+                return result;
+            }
+        }
     }
 
     /// Waits for the write for at most `time`. Returns its result once, and `None` if it has not

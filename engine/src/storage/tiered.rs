@@ -22,8 +22,8 @@ use super::array::ArrayInfo;
 use super::codec::Codec;
 use super::store::copy_parts_of;
 use super::{
-    ByteRange, Lock, ObjectPart, PartsRead, PendingRead, PendingWrite, SharedBytes, StorageError,
-    Store, read_small,
+    Admit, ByteRange, Lock, ObjectPart, PartsRead, PendingRead, PendingWrite, SharedBytes,
+    StorageError, Store, read_small,
 };
 
 /// A store that holds objects below a prefix in memory, up to a budget, and writes others to the
@@ -158,6 +158,11 @@ impl TieredStore {
         }
     }
 
+    /// Returns true if an object of `len` bytes probably fits the budget.
+    fn has_room(&self, len: usize) -> bool {
+        self.read_cache().used().saturating_add(len as u64) <= self.budget
+    }
+
     /// Inserts an object into memory if it fits the budget, and returns whether it did.
     fn insert(&self, key: &str, parts: &[&[u8]]) -> bool {
         let len = parts.iter().map(|p| p.len()).sum();
@@ -221,14 +226,11 @@ impl Store for TieredStore {
         key: &str,
         range: Option<ByteRange>,
         limit: u64,
-        into: Buffer,
-    ) -> Result<PendingRead, Buffer> {
+        admit: Admit,
+    ) -> Option<PendingRead> {
         // A read from memory does not block.
-        if self.read_cache().objects.contains_key(key) {
-            Err(into)
-        } else {
-            self.below.begin_read(key, range, limit, into)
-        }
+        let is_cached = self.read_cache().objects.contains_key(key);
+        if is_cached { None } else { self.below.begin_read(key, range, limit, admit) }
     }
 
     fn write(&self, key: &str, bytes: &[u8]) -> Result<(), StorageError> {
@@ -248,7 +250,12 @@ impl Store for TieredStore {
 
     fn begin_shared_write(&self, key: &str, bytes: &SharedBytes) -> Option<PendingWrite> {
         // A write to memory does not block.
-        if key.starts_with(&self.prefix) { None } else { self.below.begin_shared_write(key, bytes) }
+        let len = AsRef::<[u8]>::as_ref(&**bytes).len();
+        let is_cached = self.read_cache().objects.contains_key(key);
+        if is_cached || (key.starts_with(&self.prefix) && self.has_room(len)) {
+            return None;
+        }
+        self.below.begin_shared_write(key, bytes)
     }
 
     fn remove(&self, key: &str) -> Result<(), StorageError> {

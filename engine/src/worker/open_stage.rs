@@ -14,7 +14,7 @@ use crate::lru::Lru;
 use crate::plan::loops::objects;
 use crate::plan::{ArrayId, Place, PlanError, StageId, from_hex};
 use crate::stages::Compiled;
-use crate::state::{OpenSource, Source};
+use crate::state::{EncodedSizes, OpenSource, Source};
 use crate::storage::reader::{ChunkAccess, ShardCache, WrittenByRun};
 use crate::storage::{Store, join};
 use crate::task::{Cause, FailureKind, cause_of_plan, kind_of_storage};
@@ -36,7 +36,13 @@ impl RunContext {
         let plan = self.plan.plan();
         let stage = &plan.stages[stage_id.0];
         let layout = self.plan.layout(stage_id);
-        let opened = |id| Ok(OpenSource { source: self.source(id)?, chunks: Lru::default() });
+        let opened = |id| {
+            Ok(OpenSource {
+                source: self.source(id)?,
+                chunks: Lru::default(),
+                sizes: EncodedSizes::default(),
+            })
+        };
         Ok(OpenStage {
             stage: stage_id,
             sources: layout

@@ -17,13 +17,14 @@ use crate::task::Cause;
 pub(super) struct Execution<'a, 't> {
     pub(super) task: &'a mut TaskState<'t>,
     pub(super) compiled: &'a mut dyn Compiled,
-    pub(super) prefetch: Prefetch,
+    pub(super) prefetch: &'a mut Prefetch,
     pub(super) limits: Limits<'a>,
 }
 
 impl Execution<'_, '_> {
     pub(super) fn run(&mut self) -> Result<(), Cause> {
         self.limits.check()?;
+        self.prefetch.begin_task(self.task);
         let (coords, region) = (self.task.coords.clone(), self.task.region.clone());
         let loops = TaskLoops {
             stage: self.task.stage,
@@ -31,9 +32,7 @@ impl Execution<'_, '_> {
             coords: &coords,
             region: &region,
         };
-        walk(&self.task.layout.program.steps, &loops, &loops.outside(), self)?;
-        self.prefetch.finish(self.task.resources);
-        Ok(())
+        walk(&self.task.layout.program.steps, &loops, &loops.outside(), self)
     }
 }
 
@@ -52,7 +51,7 @@ impl Visitor<Position> for Execution<'_, '_> {
                 self.task.release(*slot);
                 Ok(())
             }
-            Step::Load(i) => self.task.load(*i, &at.cell, &mut self.prefetch),
+            Step::Load(i) => self.task.load(*i, &at.cell, self.prefetch),
             Step::Compute(phase) => self.compiled.compute(*phase, at, self.task),
             Step::Store(j) => self.task.store(*j, at),
             Step::ForEach { .. } => Ok(()),

@@ -4,8 +4,8 @@ use std::time::SystemTime;
 
 use freestone_engine::kernels::Buffer;
 use freestone_engine::storage::{
-    ByteRange, Lock, ObjectPart, PartsRead, PendingRead, PendingWrite, SharedBytes, StorageError,
-    Store,
+    Admit, ByteRange, Lock, ObjectPart, PartsRead, PendingRead, PendingWrite, ReadOutcome,
+    SharedBytes, StorageError, Store,
 };
 use icechunk::format::ChunkId;
 use serde_json::Value;
@@ -70,24 +70,17 @@ impl Store for SessionStore {
         key: &str,
         range: Option<ByteRange>,
         limit: u64,
-        into: Buffer,
-    ) -> Result<PendingRead, Buffer> {
+        admit: Admit,
+    ) -> Option<PendingRead> {
         // Reads from memory do not block, and errors are reported by `read`.
-        let Key::Chunk(array, chunk) = Key::parse(key) else { return Err(into) };
-        let Ok(Found::Object { id, offset, len }) = self.locate(array, &chunk) else {
-            return Err(into);
-        };
-        let Ok((start, len)) = ByteRange::of(range, len, limit, || self.place(key)) else {
-            return Err(into);
-        };
-        let (begun, gone) = (
-            self.repository.objects().begin_read(&id, offset + start, len, into)?,
-            self.gone(key, &id),
-        );
-        Ok(PendingRead::new(move || {
-            begun
-                .wait()
-                .and_then(|(found, buffer)| if found { Ok((true, buffer)) } else { Err(gone) })
+        let Key::Chunk(array, chunk) = Key::parse(key) else { return None };
+        let Ok(Found::Object { id, offset, len }) = self.locate(array, &chunk) else { return None };
+        let (start, len) = ByteRange::of(range, len, limit, || self.place(key)).ok()?;
+        let begun = self.repository.objects().begin_read(&id, offset + start, len, admit)?;
+        let gone = self.gone(key, &id);
+        Some(PendingRead::new(move || match begun.wait()? {
+            ReadOutcome::Missing => Err(gone),
+            outcome => Ok(outcome),
         }))
     }
 

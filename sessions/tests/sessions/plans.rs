@@ -1,7 +1,6 @@
 //! Plans with outputs in a session, and the receipts of the engine's workers.
 
 use freestone_engine::kernels::DType;
-use freestone_engine::memory::Arena;
 use freestone_engine::plan::lower::lower;
 use freestone_engine::plan::{FinalizedPlan, Place as Lies};
 use freestone_engine::storage::Stores;
@@ -31,11 +30,7 @@ fn planned(
 /// processes.
 fn work(plan: &FinalizedPlan, value: f32) -> Vec<Receipt> {
     let stores = Stores::default().with_opener(SCHEME, open_store);
-    let mut resources = WorkerResources {
-        arena: Arena::new(1_000_000),
-        contexts: Default::default(),
-        traffic: Default::default(),
-    };
+    let mut resources = WorkerResources::new(1_000_000);
     let mut receipts = Vec::new();
     for publication in &plan.plan().publications {
         let array = plan.plan().array(publication.array);

@@ -81,18 +81,12 @@ pub(crate) fn spec() -> Spec {
 
 /// Reads all values of an array through the engine.
 pub(crate) fn through_engine(store: &Arc<dyn Store>, path: &str) -> Vec<f32> {
-    use freestone_engine::memory::Arena;
-    use freestone_engine::storage::codec::Contexts;
     use freestone_engine::storage::metadata::open_array;
-    use freestone_engine::storage::reader::{ChunkAccess, ShardCache, Traffic, WorkerResources};
+    use freestone_engine::storage::reader::{ChunkAccess, ShardCache, WorkerResources};
     let stored = open_array(store, path).unwrap();
     assert_eq!(stored.info.shape().len(), 1, "one axis is enough here");
     let access = ChunkAccess::new(Arc::clone(&stored.store), path, &stored.info).unwrap();
-    let mut resources = WorkerResources {
-        arena: Arena::new(100_000_000),
-        contexts: Contexts::default(),
-        traffic: Traffic::default(),
-    };
+    let mut resources = WorkerResources::new(100_000_000);
     let mut values = Vec::new();
     for chunk in 0..stored.info.grid.n_chunks() {
         let block = access.read(&[chunk], &mut resources, &mut ShardCache::default()).unwrap();

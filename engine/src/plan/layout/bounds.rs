@@ -117,6 +117,17 @@ impl TargetBounds {
     }
 }
 
+/// Returns the maximum encoded size of an object of an array: a chunk or a shard.
+pub(super) fn object_limit(scope: Scope<'_>, id: ArrayId) -> Result<u64, PlanError> {
+    let (array, codec) = (scope.array(id), codec(scope, id)?);
+    match &array.info.shard {
+        Some(shard) => {
+            Ok(shard::encoded_bound(shard, [&codec, &index_codec(array, shard)?]).min(TOO_LARGE))
+        }
+        None => Ok(codec.read_limit(codec.decoded_bytes())),
+    }
+}
+
 fn index_codec(array: &PlanArray, shard: &Shard) -> Result<Codec, PlanError> {
     shard.index_codec().map_err(|error| PlanError::Codec { array: array.name.clone(), error })
 }

@@ -8,7 +8,7 @@ use super::bounds::SourceBounds;
 use super::{InputLayout, ReadMode, SourceLayout, TOO_LARGE};
 use crate::grid::AxisGrid;
 use crate::memory::Part;
-use crate::plan::{ArrayId, PlanArray, PlanError, Scope, Stage, StageInput, traffic};
+use crate::plan::{ArrayId, PlanError, Scope, Stage, StageInput, traffic};
 use crate::program::Program;
 use crate::readmap::AxisMap;
 
@@ -136,7 +136,7 @@ impl Sources {
             chunks,
             slot,
             retained: cached > 0,
-            prefetch: is_prefetchable(scope, scope.array(id)),
+            prefetch: scope.is_remote(scope.array(id)),
         });
         self.chunk.push(bounds.chunk);
         Ok(())
@@ -168,11 +168,6 @@ impl Sources {
         });
         InputLayout { mode, varies, sources, chunk, region }
     }
-}
-
-/// Returns true if chunks of an array are read over a network and each chunk is an object.
-fn is_prefetchable(scope: Scope<'_>, array: &PlanArray) -> bool {
-    scope.is_remote(array) && array.info.shard.is_none()
 }
 
 /// Returns the read mode of an input: [`ReadMode::InChunk`] if every block of every task lies

@@ -85,11 +85,7 @@ fn engine_receipts_suffice_to_commit(place: &Place) {
         Stores::default().with_opener(SCHEME, open_store).open(&ticket.store_url()).unwrap();
     let access =
         freestone_engine::storage::reader::ChunkAccess::new(store, "u", &info(&[6], &[2])).unwrap();
-    let mut resources = freestone_engine::storage::reader::WorkerResources {
-        arena: freestone_engine::memory::Arena::new(1_000_000),
-        contexts: Default::default(),
-        traffic: Default::default(),
-    };
+    let mut resources = freestone_engine::storage::reader::WorkerResources::new(1_000_000);
     let receipts: Vec<Receipt> = [[1.0, 2.0], [-1.0, -1.0], [5.0, 6.0]]
         .iter()
         .enumerate()
