@@ -4,7 +4,7 @@
 //! the plan and storage, and uses one thread. It opens a stage (`open_stage`) and runs each task
 //! through the stage's program (`steps`). The steps take and release buffers, load blocks (`load`),
 //! run the stage's kernel, and store results. Chunks that are read over a network are prefetched
-//! (`prefetch`), as far as the worker's [window](crate::memory::window) has room.
+//! (`prefetch`), as far as the worker's window (`memory/window.rs`) has room.
 
 mod load;
 mod open_stage;
