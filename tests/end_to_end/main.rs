@@ -43,6 +43,7 @@ mod rearranged;
 mod regions;
 mod repositories;
 mod resume;
+mod round_trips;
 #[path = "../child/scenarios.rs"]
 mod scenarios;
 mod standard;
