@@ -43,8 +43,8 @@ pub struct Retry {
 impl Retry {
     /// The policy of a client for requests to an object store or server.
     pub const REQUESTS: Retry = Retry {
-        tries: 6,
-        backoff: Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(5) },
+        tries: 10,
+        backoff: Backoff { first: Duration::from_millis(50), longest: Duration::from_secs(5) },
         within: Duration::from_secs(20),
     };
 
