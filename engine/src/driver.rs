@@ -26,8 +26,7 @@ use crate::executor::Executor;
 use crate::plan::FinalizedPlan;
 use crate::publish::Publisher;
 use crate::spec::Spec;
-use crate::storage::concurrent::concurrently;
-use crate::storage::{Lock, Stores};
+use crate::storage::{StorageError, Stores};
 use crate::task::RunAddress;
 use crate::user::KernelRegistry;
 use crate::work_dir;
@@ -80,38 +79,28 @@ pub fn run(plan: &Arc<FinalizedPlan>, run: &Run<'_>) -> Result<RunReport, RunErr
     let record = serde_json::to_vec(&record)
         .map_err(|e| RunError::internal(format!("a run's record can be serialized ({e})")))?;
     work_dir::make(&run.spec.work_dir).map_err(RunError::Work)?;
-    let Some(lock) = write_records(&prepared, &address, &record, &plan.to_bytes()?)? else {
+    let Some(lock) = address.lock(prepared.work())? else {
         return Err(RunError::Running { run: address.path() });
     };
+    let plan_bytes = plan.to_bytes()?;
+    if let Err(error) = write_records(&prepared, &address.folder, &record, &plan_bytes) {
+        let _ = record::remove_folder(prepared.work(), &address.folder);
+        return Err(RunError::Work(error));
+    }
     prepared.execute(&address, &lock, Recovered::default(), &|| run.publisher.begin(plan))
 }
 
-/// Locks a new run and writes `run.json` and `plan.json`, at once: no other process knows the
-/// folder. Returns `None` if another process holds the lock.
+/// Writes `run.json` and `plan.json`.
 fn write_records(
     prepared: &PreparedRun<'_>,
-    address: &RunAddress,
+    folder: &str,
     record: &[u8],
     plan: &[u8],
-) -> Result<Option<Lock>, RunError> {
-    let work = prepared.work();
-    let files = [None, Some(("run.json", record)), Some(("plan.json", plan))];
-    let results = concurrently(&files, |file| match file {
-        None => address.lock(work),
-        Some((name, bytes)) => {
-            let key = format!("{}/{name}", address.folder);
-            retry_storage(prepared.system(), || work.write(&key, bytes))
-                .map(|()| None)
-                .map_err(RunError::Work)
-        }
-    });
-    match results.into_iter().collect::<Result<Vec<_>, _>>() {
-        Ok(locks) => Ok(locks.into_iter().flatten().next()),
-        Err(error) => {
-            let _ = record::remove_folder(work, &address.folder);
-            Err(error)
-        }
-    }
+) -> Result<(), StorageError> {
+    [("run.json", record), ("plan.json", plan)].into_iter().try_for_each(|(name, bytes)| {
+        let key = format!("{folder}/{name}");
+        retry_storage(prepared.system(), || prepared.work().write(&key, bytes))
+    })
 }
 
 /// Resumes a run that has ended early, from its stored plan. Tasks that are finished according to

@@ -1,6 +1,5 @@
 //! Input and output: stored arrays, and targets of results.
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +9,6 @@ use freestone_engine::grid::ChunkGrid;
 use freestone_engine::plan::Mode;
 use freestone_engine::plan::lower::Output as EngineOutput;
 use freestone_engine::storage::array::Shard;
-use freestone_engine::storage::concurrent::concurrently;
 use freestone_engine::storage::metadata::{
     self, MetadataError, array_document, group_document, open_array, open_group,
 };
@@ -31,11 +29,7 @@ use crate::region::{Region, RegionError, agrees, other_meaning, window};
 /// # Errors
 /// Fails if there is no array, or if it uses an unsupported feature.
 pub fn open_in(store: &Arc<dyn Store>, path: &str) -> Result<Array, Error> {
-    Ok(array_of(store, path, open_array(store, path)?))
-}
-
-/// Returns the handle to a stored array.
-fn array_of(store: &Arc<dyn Store>, path: &str, stored: StoredArray) -> Array {
+    let stored = open_array(store, path)?;
     let group = path.rsplit_once('/').map_or("", |(group, _)| group).to_owned();
     let shape = stored.info.shape();
     let origin = |len: u64| Origin {
@@ -55,7 +49,7 @@ fn array_of(store: &Arc<dyn Store>, path: &str, stored: StoredArray) -> Array {
         grid: stored.info.grid.clone(),
         op: Op::Stored(Box::new(stored)),
     });
-    Array::from_parts(node, dims, attributes)
+    Ok(Array::from_parts(node, dims, attributes))
 }
 
 /// The destination of a result, and its storage options.
@@ -217,14 +211,10 @@ pub fn outputs(targets: &[Target], stores: &Stores) -> Result<Vec<EngineOutput>,
         all.push(output(target, &target.array, &target.path, stores)?);
     }
     let own: Vec<String> = all.iter().map(|o| identity(&o.url, &o.path)).collect();
-    let grouped: Vec<&Target> =
-        targets.iter().filter(|t| t.in_group && t.region.is_none()).collect();
-    let read = Coordinates::read(&grouped, &own, stores)?;
     // The coordinates that this plan writes or keeps, each with its axis.
     let mut settled: Vec<(String, Dim, u64)> = Vec::new();
-    for target in grouped {
-        for (name, dim, len) in axes(target)? {
-            let Some(coordinate) = read.of(&dim, len)? else { continue };
+    for target in targets.iter().filter(|t| t.in_group && t.region.is_none()) {
+        for (name, dim, coordinate) in coordinates(target)? {
             let store = target.store(stores)?;
             let name = target.beside(&name);
             let (place, len) = (identity(store.url(), &name), coordinate.shape()?[0]);
@@ -242,7 +232,11 @@ pub fn outputs(targets: &[Target], stores: &Stores) -> Result<Vec<EngineOutput>,
                 }
                 return Err(differ());
             }
-            let there = read.there(&place)?;
+            let there = match open_array(&store, &name) {
+                Ok(there) => Some(there),
+                Err(MetadataError::NoZarr { .. }) => None,
+                Err(e) => return Err(e.into()),
+            };
             let same = there.as_ref().map(|t| agrees(t, &dim, len)).transpose()?;
             if same == Some(false) && (!target.overwrite || is_used(&store, &name, &target.path)?) {
                 return Err(differ());
@@ -439,79 +433,20 @@ fn inherited_fill(node: &NodeRef) -> Option<Scalar> {
     }
 }
 
-/// Returns the axes of a target that may have a coordinate: a one-dimensional array named after the
-/// axis, in the group of the array that the axis comes from. Each has its name and length.
-fn axes(target: &Target) -> Result<Vec<(String, Dim, u64)>, Error> {
+/// Returns the coordinate arrays of a target's axes: one-dimensional arrays named after the axis,
+/// in the group of the array that the axis comes from.
+fn coordinates(target: &Target) -> Result<Vec<(String, Dim, Array)>, Error> {
+    let mut found = Vec::new();
     let shape = target.array.shape()?;
-    let dims = target.array.dims()?;
-    let named = dims.iter().zip(shape).filter_map(|(dim, len)| {
-        let name = dim.name.as_ref().filter(|name| *name != last(&target.path))?;
-        dim.origin.as_ref().map(|_| (name.clone(), dim.clone(), len))
-    });
-    Ok(named.collect())
-}
-
-/// The coordinates of targets in groups, read at once: those of the axes, and those that exist at
-/// the targets.
-struct Coordinates {
-    axes: Vec<(Dim, u64, Result<Option<Array>, Error>)>,
-    there: Vec<(String, Result<StoredArray, MetadataError>)>,
-}
-
-impl Coordinates {
-    /// Reads the coordinates of the targets, except those that the plan writes as arrays of its
-    /// `own`.
-    fn read(targets: &[&Target], own: &[String], stores: &Stores) -> Result<Coordinates, Error> {
-        enum Read {
-            Axis(Dim, u64),
-            There(String, Arc<dyn Store>, String),
-        }
-        enum Found {
-            Axis(Dim, u64, Result<Option<Array>, Error>),
-            There(String, Result<StoredArray, MetadataError>),
-        }
-        let (mut reads, mut places) = (Vec::new(), BTreeSet::new());
-        for target in targets {
-            let store = target.store(stores)?;
-            for (name, dim, len) in axes(target)? {
-                let path = target.beside(&name);
-                let place = identity(store.url(), &path);
-                let is_known = |r: &Read| matches!(r, Read::Axis(d, n) if *d == dim && *n == len);
-                if !reads.iter().any(is_known) {
-                    reads.push(Read::Axis(dim, len));
-                }
-                if !own.contains(&place) && places.insert(place.clone()) {
-                    reads.push(Read::There(place, Arc::clone(&store), path));
-                }
-            }
-        }
-        let found = concurrently(&reads, |read| match read {
-            Read::Axis(dim, len) => Found::Axis(dim.clone(), *len, coordinate(dim, *len)),
-            Read::There(place, store, path) => Found::There(place.clone(), open_array(store, path)),
-        });
-        let mut all = Coordinates { axes: Vec::new(), there: Vec::new() };
-        for found in found {
-            match found {
-                Found::Axis(dim, len, array) => all.axes.push((dim, len, array)),
-                Found::There(place, stored) => all.there.push((place, stored)),
-            }
-        }
-        Ok(all)
-    }
-
-    /// Returns the coordinate of an axis. Returns `None` if it has none.
-    fn of(&self, dim: &Dim, len: u64) -> Result<Option<Array>, Error> {
-        let mut axes = self.axes.iter();
-        axes.find(|(d, n, _)| d == dim && *n == len).map_or(Ok(None), |(.., array)| array.clone())
-    }
-
-    /// Returns the coordinate that exists at a target. Returns `None` if there is none.
-    fn there(&self, place: &str) -> Result<Option<StoredArray>, Error> {
-        match self.there.iter().find(|(p, _)| p == place).map(|(_, there)| there.clone()) {
-            None | Some(Err(MetadataError::NoZarr { .. })) => Ok(None),
-            Some(there) => Ok(Some(there?)),
+    for (dim, len) in target.array.dims()?.iter().zip(&shape) {
+        let Some(name) = dim.name.as_ref().filter(|name| *name != last(&target.path)) else {
+            continue;
+        };
+        if let Some(coordinate) = coordinate(dim, *len)? {
+            found.push((name.clone(), dim.clone(), coordinate));
         }
     }
+    Ok(found)
 }
 
 /// Returns the coordinate array of an axis of `len` elements. Returns `None` if the axis has no
@@ -520,7 +455,7 @@ fn coordinate(dim: &Dim, len: u64) -> Result<Option<Array>, Error> {
     let (Some(name), Some(origin)) = (&dim.name, &dim.origin) else { return Ok(None) };
     let path = join(&origin.group, name);
     let coordinate = match metadata::open_array(&origin.store, &path) {
-        Ok(stored) if stored.info.shape() == [origin.len] => array_of(&origin.store, &path, stored),
+        Ok(stored) if stored.info.shape() == [origin.len] => open_in(&origin.store, &path)?,
         // There is no coordinate of that name, or another array has the name.
         Ok(_)
         | Err(

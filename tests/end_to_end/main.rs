@@ -43,7 +43,6 @@ mod rearranged;
 mod regions;
 mod repositories;
 mod resume;
-mod round_trips;
 #[path = "../child/scenarios.rs"]
 mod scenarios;
 mod standard;

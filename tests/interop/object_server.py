@@ -15,7 +15,7 @@ import hashlib
 import re
 import sys
 import threading
-from email.utils import formatdate
+from email.utils import formatdate, parsedate_to_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape, unescape
@@ -67,9 +67,9 @@ def listing(bucket, query):
     prefix, delimiter = value("prefix"), value("delimiter")
     after = value("continuation-token") or value("start-after")
     with LOCK:
-        objects = sorted((k, len(o[0]), o[1]) for k, o in OBJECTS.items() if k.startswith(prefix))
+        objects = sorted((k, len(o[0]), o[1], o[2]) for k, o in OBJECTS.items() if k.startswith(prefix))
     rows, last, truncated = [], "", False
-    for key, size, generation in objects:
+    for key, size, generation, modified in objects:
         rest = key[len(prefix) :]
         folder = prefix + rest.split(delimiter)[0] + delimiter if delimiter and delimiter in rest else None
         name = folder or key
@@ -82,9 +82,10 @@ def listing(bucket, query):
         if folder:
             rows.append(f"<CommonPrefixes><Prefix>{escape(folder)}</Prefix></CommonPrefixes>")
         else:
+            when = parsedate_to_datetime(modified).strftime("%Y-%m-%dT%H:%M:%S.000Z")
             rows.append(
                 f"<Contents><Key>{escape(key)}</Key><Generation>{generation}</Generation><Size>{size}</Size>"
-                f"<LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>&quot;{generation}&quot;</ETag></Contents>"
+                f"<LastModified>{when}</LastModified><ETag>&quot;{generation}&quot;</ETag></Contents>"
             )
     token = f"<NextContinuationToken>{escape(last)}</NextContinuationToken>" if truncated else ""
     head = f"<Name>{bucket}</Name><Prefix>{escape(prefix)}</Prefix><IsTruncated>{str(truncated).lower()}</IsTruncated>"

@@ -17,7 +17,6 @@ use crate::journal::Journal;
 use crate::machine;
 use crate::plan::{FinalizedPlan, LocalMemory, LocalProjection, Place, PlanError};
 use crate::publish::{PublishError, Rejection};
-use crate::storage::concurrent::concurrently;
 use crate::storage::{Lock, StorageError, Store, TieredStore, identity};
 use crate::system::System;
 use crate::task::RunAddress;
@@ -116,14 +115,6 @@ struct ActiveRun<'a> {
     context: RunContext,
 }
 
-/// What ends a run's execution, before it commits.
-enum Last {
-    /// Confirms that this process holds the run's lock.
-    Confirm,
-    /// Flushes the journal.
-    Flush,
-}
-
 /// The error of a run, and whether any of its tasks is finished.
 struct Failure {
     error: RunError,
@@ -171,9 +162,6 @@ impl<'a> ActiveRun<'a> {
             journal.begun(&machine::boot_id())?;
             retry_storage(system, || journal.flush(|| Ok(()))).map_err(RunError::Work)?;
         }
-        if self.epoch == 0 {
-            return Ok(());
-        }
         let prefix = format!("{}/", self.address.folder);
         retry_storage(system, || {
             TieredStore::restore(&**work, &prefix, &*self.intermediates, &|array| {
@@ -203,17 +191,15 @@ impl<'a> ActiveRun<'a> {
             finished: &finished,
         }));
         let executed = self.run_tasks(&queue);
-        // The intermediates of a run that is about to commit are no longer needed.
-        let save = executed.is_err() || !queue.is_done();
-        let last = concurrently(&[Last::Confirm, Last::Flush], |last| match last {
-            Last::Confirm => Ok(self.is_owner()),
-            Last::Flush if self.journal.is_none() || self.lock.is_lost() => Ok(true),
-            Last::Flush => retry_storage(system, || self.flush(&queue, save)).map(|()| true),
-        });
-        if last.iter().any(|held| matches!(held, Ok(false))) {
+        if !self.is_owner() {
             return Err(self.taken_over());
         }
-        let flushed = last.into_iter().try_for_each(|last| last.map(drop));
+        // The intermediates of a run that is about to commit are no longer needed.
+        let save = executed.is_err() || !queue.is_done();
+        let flushed = match &self.journal {
+            Some(_) => retry_storage(system, || self.flush(&queue, save)),
+            None => Ok(()),
+        };
         let mut report = match self.publish(executed, flushed, queue) {
             Ok(report) => report,
             Err(_) if !self.is_owner() => return Err(self.taken_over()),

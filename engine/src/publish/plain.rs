@@ -1,23 +1,20 @@
 //! Outputs in plain Zarr stores: metadata documents written last, claims, and locks where the store
 //! supports them.
 
-mod groups;
-
 use std::sync::{Arc, Mutex, PoisonError};
 
 use freestone_kernels::Buffer;
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_64;
 
-use groups::{NewGroup, check_group, groups_of};
-
 use super::{PublishError, Publisher};
 use crate::plan::{FinalizedPlan, Mode, Place, Publication};
-use crate::storage::concurrent::{Operation, all, concurrently};
-use crate::storage::consolidated::{document, pretty};
+use crate::storage::consolidated::{self, document, pretty};
 use crate::storage::metadata::{MetadataError, exists, open_array};
 use crate::storage::reader::Written;
-use crate::storage::{ArrayInfo, Lock, StorageError, Store, Stores, join, read_small};
+use crate::storage::{
+    ArrayInfo, Lock, StorageError, Store, Stores, join, read_small, split_location,
+};
 use crate::task::Receipt;
 
 /// The publisher for plain Zarr stores. Each array's `zarr.json` is written last, so that a killed
@@ -84,51 +81,6 @@ impl PlainZarr {
         self.locks.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// Claims a location where nothing was found.
-    fn take(&self, target: &Target<'_>) -> Result<(), PublishError> {
-        if !target.store.is_remote() {
-            return self.replace(target);
-        }
-        // Nothing but claims is expected there, so the claim is written while it is looked for.
-        let folder = target.folder();
-        let names = concurrently(&[true, false], |write| {
-            if *write {
-                self.claim(target).map(|()| Vec::new())
-            } else {
-                target.store.list(&folder)
-            }
-        });
-        let names = names.into_iter().collect::<Result<Vec<_>, _>>()?.concat();
-        if names.iter().any(|name| name != CLAIM) { self.replace(target) } else { Ok(()) }
-    }
-
-    /// Removes what is at a location, the metadata first, and claims it.
-    fn replace(&self, target: &Target<'_>) -> Result<(), PublishError> {
-        let store = &*target.store;
-        let remove = |names: &[&str]| -> Result<(), StorageError> {
-            let remove = |name: &&str| store.remove(&join(target.path, name));
-            concurrently(names, remove).into_iter().collect()
-        };
-        if !store.is_remote() || exists(store, target.path)? {
-            remove(&["zarr.json"])?;
-            remove(&[".zarray", ".zgroup", ".zattrs", ".zmetadata"])?;
-        }
-        if target.path.is_empty() {
-            for name in store.list("")? {
-                store.remove(&format!("{name}/"))?;
-                store.remove(&name)?;
-            }
-        } else {
-            store.remove(&target.folder())?;
-        }
-        self.claim(target)?;
-        self.lock(target)
-    }
-
-    fn claim(&self, target: &Target<'_>) -> Result<(), StorageError> {
-        target.store.write(&join(target.path, CLAIM), self.claim.as_bytes())
-    }
-
     /// Returns true if the target's metadata are those that this run publishes and the location has
     /// no claim.
     fn is_published(&self, target: &Target<'_>) -> Result<bool, StorageError> {
@@ -136,21 +88,6 @@ impl PlainZarr {
             == Some(&target.publication.document);
         Ok(there
             && read_small(&*target.store, &join(target.path, CLAIM), MAX_DOCUMENT_BYTES)?.is_none())
-    }
-
-    /// Returns true if a target of this run is not published yet.
-    ///
-    /// # Errors
-    /// Returns an error if another run has taken the location.
-    fn is_unpublished(&self, target: &Target<'_>) -> Result<bool, PublishError> {
-        if self.owns(target)? {
-            Ok(true)
-        } else if self.is_published(target)? {
-            // An earlier, interrupted call has published it.
-            Ok(false)
-        } else {
-            Err(PublishError::Taken { place: target.store.place(target.path) })
-        }
     }
 
     fn targets<'a>(&self, plan: &'a FinalizedPlan) -> Result<Vec<Target<'a>>, PublishError> {
@@ -179,6 +116,55 @@ impl PlainZarr {
         Ok(self.targets(plan)?.into_iter().filter(|t| !t.is_region()).collect())
     }
 
+    /// Updates the consolidated metadata of all groups that contain a target and that have
+    /// consolidated metadata, or are requested to. Includes groups outside the target's store.
+    fn consolidate(&self, targets: &[Target<'_>]) -> Result<Vec<Folder>, StorageError> {
+        let mut groups: Vec<Folder> = Vec::new();
+        for target in targets {
+            for (at, (store, path)) in self.groups_around(target).into_iter().enumerate() {
+                let asked = at == 0 && target.publication.consolidated;
+                let group = match document(&*store, &join(&path, "zarr.json")) {
+                    // Permission to write an array may not include permission to read its parent
+                    // groups.
+                    Err(StorageError::Denied { .. }) if !asked => None,
+                    other => other?,
+                };
+                let wanted = group.is_some_and(|d| asked || consolidated::has_consolidated(&d));
+                if wanted && !groups.iter().any(|(s, p)| s.url() == store.url() && *p == path) {
+                    groups.push((store, path));
+                }
+            }
+        }
+        for (store, path) in &groups {
+            consolidated::refresh(&**store, path)?;
+        }
+        Ok(groups)
+    }
+
+    /// Returns the folders that contain a target and are or may be groups, innermost first.
+    fn groups_around(&self, target: &Target<'_>) -> Vec<Folder> {
+        let mut around = Vec::new();
+        let mut path = target.path;
+        while !path.is_empty() {
+            path = path.rsplit_once('/').map_or("", |(group, _)| group);
+            around.push((Arc::clone(&target.store), path.to_owned()));
+        }
+        let mut url = target.store.url().to_owned();
+        loop {
+            let (parent, name) = split_location(&url);
+            if name.is_empty() || parent == url || url.starts_with("memory://") {
+                return around;
+            }
+            let Ok(store) = self.stores.open(&parent) else { return around };
+            // A missing or unreadable document means that the folder is not a group.
+            if !matches!(document(&*store, "zarr.json"), Ok(Some(d)) if d["node_type"] == "group") {
+                return around;
+            }
+            around.push((store, String::new()));
+            url = parent;
+        }
+    }
+
     /// Returns true while no other run has claimed the location.
     fn owns(&self, target: &Target<'_>) -> Result<bool, StorageError> {
         let claim = read_small(&*target.store, &join(target.path, CLAIM), MAX_DOCUMENT_BYTES)?;
@@ -186,17 +172,8 @@ impl PlainZarr {
     }
 }
 
-/// A part of a commit.
-enum Step<'a> {
-    /// Writes a target's document.
-    Document(&'a Target<'a>),
-    /// Looks for a group.
-    Look(&'a NewGroup<'a>),
-}
-
-fn operation<'a, E>(run: impl Fn() -> Result<(), E> + Sync + 'a) -> Operation<'a, E> {
-    Box::new(run)
-}
+/// A store with a path in it.
+type Folder = (Arc<dyn Store>, String);
 
 struct Target<'a> {
     store: Arc<dyn Store>,
@@ -210,75 +187,16 @@ impl Target<'_> {
         matches!(self.publication.mode, Mode::Region { .. })
     }
 
-    /// Returns the prefix of the target's objects.
-    fn folder(&self) -> String {
-        if self.path.is_empty() { String::new() } else { format!("{}/", self.path) }
-    }
-
-    /// Returns the enclosing folders in the target's store, innermost first.
-    fn folders(&self) -> Vec<&str> {
-        let mut folders = Vec::new();
+    /// Returns the keys of the documents of all enclosing groups in the target's store, innermost
+    /// first.
+    fn groups(&self) -> Vec<String> {
+        let mut keys = Vec::new();
         let mut path = self.path;
         while !path.is_empty() {
             path = path.rsplit_once('/').map_or("", |(group, _)| group);
-            folders.push(path);
+            keys.push(join(path, "zarr.json"));
         }
-        folders
-    }
-
-    /// Returns the keys of the documents of all enclosing groups in the target's store, innermost
-    /// first, if the target is in a group.
-    fn group_keys(&self) -> Vec<String> {
-        if self.publication.group.is_none() {
-            return Vec::new();
-        }
-        self.folders().into_iter().map(|path| join(path, "zarr.json")).collect()
-    }
-
-    fn write_document(&self) -> Result<(), StorageError> {
-        let text = pretty(&self.publication.document);
-        self.store.write(&join(self.path, "zarr.json"), &text)
-    }
-
-    /// Checks that a run may write here.
-    fn check(&self) -> Result<(), PublishError> {
-        if self.is_region() {
-            return self.check_unchanged();
-        }
-        let (store, place) = (&*self.store, self.store.place(self.path));
-        if let Some(place) = store.blocking_file(self.path) {
-            return Err(PublishError::NotAGroup { place, what: "a file" });
-        }
-        let claim = join(self.path, CLAIM);
-        if !store.is_remote()
-            && read_small(store, &claim, MAX_DOCUMENT_BYTES)?.is_some()
-            && store.lock(&claim)?.is_none()
-        {
-            return Err(PublishError::Busy { place });
-        }
-        if exists(store, self.path)? {
-            return if self.publication.overwrite {
-                Ok(())
-            } else {
-                Err(PublishError::Exists { place })
-            };
-        }
-        if store.url().starts_with("http") {
-            return Ok(());
-        }
-        // Only chunks left by a killed run may be removed. Any other object is an error.
-        let (prefix, strange) =
-            (self.folder(), |n: &String| !n.bytes().all(|b| b.is_ascii_digit()));
-        let found = store.list(&prefix)?;
-        let inside = if found.iter().any(|n| n == "c") {
-            store.list(&format!("{prefix}c/"))?
-        } else {
-            Vec::new()
-        };
-        let beside = found.into_iter().filter(|n| n != "c" && n != CLAIM);
-        let inside = inside.into_iter().filter(strange).map(|n| format!("c/{n}"));
-        let names: Vec<String> = beside.chain(inside).take(5).collect();
-        if names.is_empty() { Ok(()) } else { Err(PublishError::Foreign { place, names }) }
+        keys
     }
 
     /// Checks that the array whose region is written is still the one in the plan.
@@ -294,28 +212,87 @@ impl Target<'_> {
 
 impl Publisher for PlainZarr {
     fn check(&self, plan: &FinalizedPlan) -> Result<(), PublishError> {
-        let targets = self.targets(plan)?;
-        // The groups of several targets are checked once.
-        let mut groups: Vec<&dyn Store> = Vec::new();
-        for target in targets.iter().filter(|t| !t.is_region() && t.publication.group.is_some()) {
-            if !groups.iter().any(|g| g.url() == target.store.url()) {
-                groups.push(&*target.store);
+        for target in self.targets(plan)? {
+            let place = target.store.place(target.path);
+            let store = &*target.store;
+            if target.is_region() {
+                target.check_unchanged()?;
+                continue;
+            }
+            if let Some(place) = store.blocking_file(target.path) {
+                return Err(PublishError::NotAGroup { place, what: "a file" });
+            }
+            if target.publication.group.is_some() {
+                let what = match document(store, "zarr.json")? {
+                    Some(d) if d["node_type"] != "group" => Some("an array"),
+                    Some(_) => None,
+                    None if read_small(store, ".zarray", MAX_DOCUMENT_BYTES)?.is_some() => {
+                        Some("an array")
+                    }
+                    None if read_small(store, ".zgroup", MAX_DOCUMENT_BYTES)?.is_some() => {
+                        Some("a group of Zarr format 2")
+                    }
+                    None => None,
+                };
+                if let Some(what) = what {
+                    return Err(PublishError::NotAGroup { place: store.url().to_owned(), what });
+                }
+            }
+            let claim = join(target.path, CLAIM);
+            if !store.is_remote()
+                && read_small(store, &claim, MAX_DOCUMENT_BYTES)?.is_some()
+                && store.lock(&claim)?.is_none()
+            {
+                return Err(PublishError::Busy { place });
+            }
+            let there = exists(store, target.path)?;
+            if there && !target.publication.overwrite {
+                return Err(PublishError::Exists { place });
+            }
+            if !there && !store.url().starts_with("http") {
+                // Only chunks left by a killed run may be removed. Any other object is an error.
+                let prefix = if target.path.is_empty() {
+                    String::new()
+                } else {
+                    format!("{}/", target.path)
+                };
+                let strange = |n: &String| !n.bytes().all(|b| b.is_ascii_digit());
+                let beside = store.list(&prefix)?.into_iter().filter(|n| n != "c" && n != CLAIM);
+                let inside = store
+                    .list(&format!("{prefix}c/"))?
+                    .into_iter()
+                    .filter(strange)
+                    .map(|n| format!("c/{n}"));
+                let names: Vec<String> = beside.chain(inside).take(5).collect();
+                if !names.is_empty() {
+                    return Err(PublishError::Foreign { place, names });
+                }
             }
         }
-        let groups = groups.into_iter().map(|group| operation(move || check_group(group)));
-        let targets = targets.iter().map(|target| operation(|| target.check()));
-        all(&groups.chain(targets).collect::<Vec<_>>())
+        Ok(())
     }
 
     fn begin(&self, plan: &FinalizedPlan) -> Result<(), PublishError> {
         self.unlock();
-        let (overwritten, others): (Vec<_>, Vec<_>) =
-            self.made(plan)?.into_iter().partition(|t| t.publication.overwrite);
-        let replace = overwritten.iter().map(|t| operation(|| self.replace(t)));
-        let take = others.iter().map(|t| operation(|| self.take(t)));
-        all(&replace.chain(take).collect::<Vec<_>>())?;
-        // The enclosing groups' consolidated metadata must not list the removed arrays.
-        self.consolidate(&overwritten.iter().collect::<Vec<_>>())?;
+        for target in self.made(plan)? {
+            for name in ["zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"] {
+                target.store.remove(&join(target.path, name))?;
+            }
+            if target.path.is_empty() {
+                for name in target.store.list("")? {
+                    target.store.remove(&format!("{name}/"))?;
+                    target.store.remove(&name)?;
+                }
+            } else {
+                target.store.remove(&format!("{}/", target.path))?;
+            }
+            target.store.write(&join(target.path, CLAIM), self.claim.as_bytes())?;
+            self.lock(&target)?;
+            if target.publication.overwrite {
+                // The enclosing groups' consolidated metadata must not list the removed array.
+                self.consolidate(&[target])?;
+            }
+        }
         Ok(())
     }
 
@@ -400,28 +377,37 @@ impl Publisher for PlainZarr {
             target.check_unchanged()?;
         }
         let targets = self.made(plan)?;
-        let owned = concurrently(&targets, |target| self.is_unpublished(target));
-        let owned = owned.into_iter().collect::<Result<Vec<bool>, _>>()?;
-        let left: Vec<&Target<'_>> =
-            targets.iter().zip(&owned).filter(|(_, owned)| **owned).map(|(t, _)| t).collect();
-        // Missing groups are looked for while the arrays' documents are written.
-        let groups = groups_of(&targets);
-        let documents = left.iter().map(|target| Step::Document(target));
-        let steps: Vec<Step<'_>> = documents.chain(groups.iter().map(Step::Look)).collect();
-        let missing = concurrently(&steps, |step| match step {
-            Step::Document(target) => target.write_document().map(|()| None),
-            Step::Look(group) => {
-                Ok(document(&*group.store, &group.key)?.is_none().then_some(*group))
+        let mut left = Vec::new();
+        for target in &targets {
+            match (self.owns(target)?, self.is_published(target)?) {
+                (true, _) => left.push(target),
+                // An earlier, interrupted call has published this target.
+                (false, true) => {}
+                (false, false) => {
+                    return Err(PublishError::Taken { place: target.store.place(target.path) });
+                }
             }
-        });
-        let missing = missing.into_iter().collect::<Result<Vec<_>, StorageError>>()?;
-        let claims = left.iter().map(|t| operation(|| t.store.remove(&join(t.path, CLAIM))));
-        let create = missing.into_iter().flatten().map(|group| operation(|| group.write()));
-        all(&claims.chain(create).collect::<Vec<_>>())?;
-        let changed = self.consolidate(&targets.iter().collect::<Vec<_>>())?;
+        }
+        for target in left {
+            let text = pretty(&target.publication.document);
+            target.store.write(&join(target.path, "zarr.json"), &text)?;
+            target.store.remove(&join(target.path, CLAIM))?;
+        }
+        for target in &targets {
+            for key in target.groups() {
+                if let Some(group) = &target.publication.group
+                    && document(&*target.store, &key)?.is_none()
+                {
+                    target.store.write(&key, &pretty(group))?;
+                }
+            }
+        }
+        let changed = self.consolidate(&targets)?;
         for target in &targets {
             let key = join(target.path, "zarr.json");
-            target.store.sync(&mut std::iter::once(key).chain(target.group_keys()))?;
+            let groups =
+                if target.publication.group.is_some() { target.groups() } else { Vec::new() };
+            target.store.sync(&mut std::iter::once(key).chain(groups))?;
         }
         for (store, path) in changed {
             store.sync(&mut std::iter::once(join(&path, "zarr.json")))?;

@@ -12,7 +12,6 @@ use zarrs::storage::store::MemoryStore as NoStore;
 
 use super::array::{ArrayInfo, Keys, Shard, StoredArray};
 use super::codec::{Codec, CodecError};
-use super::concurrent::concurrently;
 use super::{StorageError, Store, consolidated, join, packing, read_small};
 use crate::grid::{ChunkGrid, GridError};
 
@@ -57,17 +56,14 @@ pub fn open_array(store: &Arc<dyn Store>, path: &str) -> Result<StoredArray, Met
         }
         return opened(store, path, 3, document, None, &bytes);
     }
-    let names = [".zarray", ".zattrs", ".zgroup"];
-    let mut found =
-        concurrently(&names, |name| read_small(&**store, &join(path, name), MAX_METADATA_BYTES))
-            .into_iter();
-    let mut next = || found.next().unwrap_or(Ok(None));
-    let (array, attributes, group) = (next()?, next(), next());
-    if let Some(bytes) = array {
-        let attributes = attributes?.map(|text| parse(&text)).transpose()?;
+    if let Some(bytes) = read_small(&**store, &join(path, ".zarray"), MAX_METADATA_BYTES)? {
+        let attributes = match read_small(&**store, &join(path, ".zattrs"), MAX_METADATA_BYTES)? {
+            Some(text) => Some(parse(&text)?),
+            None => None,
+        };
         return opened(store, path, 2, parse(&bytes)?, attributes, &bytes);
     }
-    if group?.is_some() {
+    if is_group(&**store, path)? {
         return Err(MetadataError::Group { place, children: children(&**store, path)? });
     }
     Err(MetadataError::NoZarr { place })
@@ -118,10 +114,12 @@ pub fn open_group(store: &dyn Store, path: &str) -> Result<Group, MetadataError>
 /// # Errors
 /// Returns an error if the store fails.
 pub fn exists(store: &dyn Store, path: &str) -> Result<bool, StorageError> {
-    let names = ["zarr.json", ".zarray", ".zgroup"];
-    let found =
-        concurrently(&names, |name| read_small(store, &join(path, name), MAX_METADATA_BYTES));
-    found.into_iter().try_fold(false, |there, found| Ok(there || found?.is_some()))
+    for name in ["zarr.json", ".zarray", ".zgroup"] {
+        if read_small(store, &join(path, name), MAX_METADATA_BYTES)?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Reads the `zarr.json` of a node. Returns `Null` if it is not valid JSON.
@@ -130,6 +128,10 @@ pub fn exists(store: &dyn Store, path: &str) -> Result<bool, StorageError> {
 /// Returns an error if the store fails.
 pub fn document(store: &dyn Store, path: &str) -> Result<Option<Value>, StorageError> {
     consolidated::document(store, &join(path, "zarr.json"))
+}
+
+fn is_group(store: &dyn Store, path: &str) -> Result<bool, StorageError> {
+    Ok(read_small(store, &join(path, ".zgroup"), MAX_METADATA_BYTES)?.is_some())
 }
 
 fn children(store: &dyn Store, path: &str) -> Result<Vec<String>, StorageError> {

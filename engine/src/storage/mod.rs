@@ -18,7 +18,6 @@ mod client;
 #[cfg(any(feature = "gcs", feature = "azure"))]
 pub mod clouds;
 pub mod codec;
-pub mod concurrent;
 pub mod conformance;
 pub(crate) mod consolidated;
 mod encoding;

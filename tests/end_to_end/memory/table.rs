@@ -251,6 +251,10 @@ impl Row {
         self.size == Size::Large && self.data == Data::Incompressible
     }
 
+    pub fn is_over_network(&self) -> bool {
+        self.stored.starts_with("http")
+    }
+
     pub fn codec(&self) -> &str {
         if self.what == "write" { &self.written } else { &self.stored }
     }

@@ -16,8 +16,8 @@ use crate::scenarios::repository::{Asked, Moment, SHAPE, overwriting};
 use crate::suites::variable;
 use crate::support::{BINARY, Place, TestChild, spec_in};
 
-/// Kills the driver at the moment, in a folder or a prefix of an object store, checks the readers' view, resumes, and checks again. Returns the
-/// number of finished tasks, and whether the commit had succeeded.
+/// Kills the driver at the moment, in a folder or a prefix of an object store, checks the readers'
+/// view, resumes, and checks again. Returns whether the commit had succeeded.
 fn check_killed(root: &str, on: &str, moment: Moment, expect: &ArrayD<f64>) -> bool {
     let folder = format!("{root}/{on}-{moment:?}").replace(['(', ')'], "-");
     let repository =

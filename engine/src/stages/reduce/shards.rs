@@ -63,7 +63,8 @@ pub(super) fn rows(
     });
 }
 
-/// Returns the number of parts of an axis that one shard contains, if shards consist of whole parts.
+/// Returns the number of parts of an axis that one shard contains, if shards consist of whole
+/// parts.
 fn parts_per_shard(axis: &AxisGrid, shard: u64) -> u64 {
     let part = axis.max_extent();
     if part > 0 && shard > part && shard.is_multiple_of(part) { shard / part } else { 1 }
@@ -89,7 +90,8 @@ impl ReduceDraft {
         if fits { whole } else { self.clone() }
     }
 
-    /// Rounds the number of blocks that one task reduces along each reduced axis up to whole shards.
+    /// Rounds the number of blocks that one task reduces along each reduced axis up to whole
+    /// shards.
     pub(super) fn whole_shards(
         &self,
         draft: &Draft,
