@@ -365,7 +365,8 @@ fn store_round_trip() {
     stored(Target::array(&u, format!("{root}/u")), &place.spec()).unwrap();
     assert_eq!(values(&format!("{root}/u"), &place.spec()), values(&source, &place.spec()));
 
-    // From the store to the store with the work directory there: in two stages, on threads and processes.
+    // From the store to the store with the work directory there: in two stages, on threads and
+    // processes.
     let spec = Spec { work_dir: format!("{root}/work"), ..place.spec() };
     let stored_u = freestone::open(format!("{root}/u")).unwrap();
     let doubled = &stored_u.rechunk([3, 37, 72]) * 2.0;
