@@ -25,8 +25,8 @@ use crate::support::{Place, TEST_CHILD};
 /// The maximum ratio of a task's projected to its measured bytes, for large incompressible chunks.
 const TIGHT: f64 = 1.4;
 
-/// The maximum ratio for reads over a network. A server that is faster than the task leaves a part of
-/// the window empty.
+/// The maximum ratio for reads over a network. A server that is faster than the task leaves a part
+/// of the window empty.
 const TIGHT_OVER_NETWORK: f64 = 2.0;
 
 /// Calls `work` for every row, two at a time.

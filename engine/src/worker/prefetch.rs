@@ -2,9 +2,9 @@
 //!
 //! The chunks that the tasks of a request read, and their order, follow from their program:
 //! [`ChunkReads`] visits the program as a task does. While a task waits for a chunk or processes
-//! it, the next chunks are in flight, as far as the worker's window has room: first those of the task,
-//! then those of the next tasks. The list is only a hint: a chunk that is not in flight is read on
-//! demand.
+//! it, the next chunks are in flight, as far as the worker's window has room: first those of the
+//! task, then those of the next tasks. The list is only a hint: a chunk that is not in flight is
+//! read on demand.
 
 use std::collections::VecDeque;
 
