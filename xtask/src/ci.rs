@@ -38,6 +38,10 @@ const SUITES: [Suite; 16] = [
     ("browser", suites::browser),
 ];
 
+/// Suites that run only if they are named, because they do not pass yet: tests on other stores than
+/// those of the suite `stores`.
+const NAMED_SUITES: [Suite; 1] = [("clouds", suites::clouds)];
+
 /// One line of the summary.
 struct Outcome {
     suite: &'static str,
@@ -85,7 +89,7 @@ fn select(names: &[&str]) -> Result<Vec<Suite>> {
         return Ok(SUITES.to_vec());
     }
     let find = |name: &&str| {
-        SUITES.into_iter().find(|(suite, _)| suite == name).ok_or_else(|| {
+        SUITES.into_iter().chain(NAMED_SUITES).find(|(suite, _)| suite == name).ok_or_else(|| {
             let all: Vec<&str> = SUITES.iter().map(|(suite, _)| *suite).collect();
             format!("unknown suite `{name}`: expected one of {}", all.join(", ")).into()
         })
