@@ -1,7 +1,8 @@
 //! Executors in this process.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, SendError, Sender};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use freestone_engine::executor::{Executor, ExecutorError, Next, TaskSource};
 use freestone_engine::panics;
@@ -82,18 +83,22 @@ impl Executor for Threads {
 }
 
 /// The sender of computed requests to the thread that waits for their writes.
-type Finisher = Mutex<Sender<ComputedRequest>>;
+type Finisher = Mutex<Sender<Unfinished>>;
+
+/// A computed request whose writes are in flight, and the number of such requests of its worker.
+type Unfinished = (ComputedRequest, Arc<AtomicUsize>);
 
 /// Calls `run` while another thread waits for the writes of computed requests and returns their
 /// outcomes. All outcomes are returned when this returns.
 fn with_finisher(source: &dyn TaskSource, run: impl FnOnce(&Finisher)) {
-    let (send, receive) = mpsc::channel::<ComputedRequest>();
+    let (send, receive) = mpsc::channel::<Unfinished>();
     std::thread::scope(|scope| {
         let finish = move || {
             // A panic of an observer must not lose the outcomes of other requests.
             let mut panic = None;
-            for computed in receive {
+            for (computed, unfinished) in receive {
                 let finished = panics::caught(|| source.finished(computed.wait()));
+                unfinished.fetch_sub(1, Ordering::Release);
                 panic = panic.or(finished.err());
             }
             if let Some(message) = panic {
@@ -111,29 +116,35 @@ fn with_finisher(source: &dyn TaskSource, run: impl FnOnce(&Finisher)) {
 }
 
 /// Returns the outcome of a computed request to the source, once its results are durable.
-fn finish(source: &dyn TaskSource, finisher: &Finisher, computed: ComputedRequest) {
-    let computed = if computed.is_durable() {
-        computed
-    } else {
-        let sender = finisher.lock().unwrap_or_else(PoisonError::into_inner);
-        match sender.send(computed) {
-            Ok(()) => return,
-            Err(SendError(computed)) => computed,
-        }
-    };
-    source.finished(computed.wait());
+fn finish(
+    source: &dyn TaskSource,
+    finisher: &Finisher,
+    computed: ComputedRequest,
+    unfinished: &Arc<AtomicUsize>,
+) {
+    if computed.is_durable() {
+        return source.finished(computed.wait());
+    }
+    unfinished.fetch_add(1, Ordering::Relaxed);
+    let sender = finisher.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Err(SendError((computed, _))) = sender.send((computed, Arc::clone(unfinished))) {
+        drop(sender);
+        source.finished(computed.wait());
+        unfinished.fetch_sub(1, Ordering::Release);
+    }
 }
 
 /// Runs requests with one worker until the source stops.
 fn work(context: &RunContext, source: &dyn TaskSource, finisher: &Finisher, name: &str) {
     let mut worker = Worker::new(context.clone(), name.to_owned());
+    let unfinished = Arc::new(AtomicUsize::new(0));
     loop {
         match source.try_next() {
             Next::Run(request) => {
                 // A panic is a defect that must end the run. Without an outcome the other threads
                 // would wait forever.
                 match panics::caught(|| worker.compute(&request)) {
-                    Ok(computed) => finish(source, finisher, computed),
+                    Ok(computed) => finish(source, finisher, computed, &unfinished),
                     Err(panic) => {
                         worker = Worker::new(context.clone(), name.to_owned());
                         let failure = Some(panicked(context, &request, &panic));
@@ -148,8 +159,11 @@ fn work(context: &RunContext, source: &dyn TaskSource, finisher: &Finisher, name
                 }
             }
             Next::Wait => {
-                // A waiting worker releases its memory for the others.
-                worker.release();
+                // A waiting worker releases its memory for the others. A request whose writes are
+                // in flight still accounts for the memory of its worker.
+                if unfinished.load(Ordering::Acquire) == 0 {
+                    worker.release();
+                }
                 source.wait();
             }
             Next::Stop => return,
